@@ -1,0 +1,409 @@
+"""Images: find them, check that every one can be decoded, hash them, read them, and fit them to the judge's input.
+
+`read_image` is the only reader of the package, so an image looks the same wherever it is used; `fit_image` is the only
+resizer. Nothing here needs torch, and nothing here knows about human scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from evoprompt.errors import DataError, listed
+from evoprompt.tables import image_folders, locate, read_table
+
+FITS = ("pad", "squash", "crop", "tiles")
+"""Ways to make a square input of an image; see `fit_image`."""
+
+SUFFIXES = tuple(f".{kind}" for kind in "jpg jpeg jfif png webp bmp gif tif tiff ppm pgm jp2 avif".split())
+"""Kinds of files that are images when they lie in a folder."""
+
+UNDECODED = (".heic", ".heif", ".jxl")
+"""Kinds that are images too, but that Pillow cannot decode: they are reported, not passed over."""
+
+MAX_EDGE = 16_384
+"""Longest edge of an image in pixels: `pad` and `squash` make a square of it, which then takes 1 GiB for a moment."""
+
+MAX_ASPECT = 32
+"""Longer edge by shorter edge at most: `crop` and `tiles` enlarge the shorter one, and a line would need gigabytes."""
+
+PAD_COLOUR = (122, 116, 104)
+"""What `pad` fills with: the CLIP mean colour in 8 bits, as the released checkpoints were trained."""
+
+BACKDROP = (128, 128, 128, 255)
+"""What lies under transparent pixels: mid-grey favours neither a dark nor a light drawing."""
+
+# Naming the decoders keeps a file with a wrong suffix from reaching one that runs another program (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
+_BICUBIC = Image.Resampling.BICUBIC
+_WORKERS = 4
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _Unreadable(DataError):
+    """A file is no usable image; the text is only the reason, in a few words."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads one image file as 8-bit RGB, upright.
+
+    The EXIF orientation is applied; transparency is composited over mid-grey; grey and palettes are expanded; 16-bit grey v
+    becomes round(v / 257), so that the whole range is kept; CMYK is converted. Of an animation or a file with several pages
+    the first frame is read. Colour profiles are ignored, as the judges' own preprocessing does.
+
+    Args:
+        path: A file of any kind in `SUFFIXES`; the content decides, not the name.
+
+    Returns:
+        A loaded image of mode RGB that holds no open file.
+
+    Raises:
+        DataError: The file is missing, empty, truncated, damaged, too large or too long, or no image at all.
+    """
+    try:
+        return _decode(_content(path), path.suffix)
+    except _Unreadable as reason:
+        raise DataError(f"image {path} cannot be read ({reason}). Replace or remove it.") from reason
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise _Unreadable("missing") from error
+    except OSError as error:
+        raise _Unreadable((error.strerror or "unreadable").lower()) from error
+
+
+def _decode(content: bytes, suffix: str) -> Image.Image:
+    if not content:
+        raise _Unreadable("0 bytes")
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_shape(image)
+            image.load()
+            return as_rgb(image)
+    except _Unreadable:
+        raise
+    except UnidentifiedImageError as error:
+        raise _Unreadable("no decoder" if suffix.lower() in UNDECODED else "not recognised as an image") from error
+    except Image.DecompressionBombError as error:
+        raise _Unreadable("more pixels than Pillow's safety limit") from error
+    except _DECODE_ERRORS as error:
+        raise _Unreadable("truncated" if "truncat" in str(error).lower() else "damaged") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Converts an open image as `read_image` does: upright, transparency over mid-grey, 8-bit RGB.
+
+    Raises:
+        DataError: A colour mode whose meaning is not known (32-bit grey, LAB).
+    """
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.mode not in _MODES:
+        raise _Unreadable(f"colour mode {image.mode} is not supported")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKDROP), image)
+    rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _check_shape(image: Image.Image) -> None:
+    shorter, longer = sorted(image.size)
+    if longer > MAX_EDGE:
+        raise _Unreadable(f"{image.width} x {image.height} pixels, edges may have {MAX_EDGE}")
+    if longer > MAX_ASPECT * shorter:
+        raise _Unreadable(f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} to 1")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow also calls 16-bit PNG and PGM files "I" (32-bit) in some versions; elsewhere "I" and "F" have no known white.
+    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+        raise _Unreadable("32-bit grey values have no known range")
+    values = np.asarray(image).astype(np.int64)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+
+
+def fit_image(image: Image.Image, fit: str, size: int, views: int = 1) -> NDArray[np.uint8]:
+    """Makes the judge's square inputs of an image; deterministic, 8 bits throughout.
+
+    - `pad`: centred on a square of the CLIP mean colour, then bicubic to `size`. All of the image, true proportions.
+    - `squash`: stretched to a square of its longer edge, then bicubic to `size`; two steps, as mPLUG-Owl2 was evaluated.
+    - `crop`: shorter edge bicubic to `size`, then the centre. Loses the ends of long images.
+    - `tiles`: pieces of `size` pixels from the centre at native scale, so that resizing hides no artefact. Only an image
+      whose shorter edge is below 2 * `size` is scaled, up to that. Pieces form a block whose longer side follows the
+      image's, 2 x 2 for four; they touch, or overlap evenly where the image is too short for the block.
+
+    `pad`, `squash` and `crop` equal the CLIP image processor (Pillow backend) of the released checkpoints bit for bit.
+
+    Args:
+        image: Mode RGB, any size.
+        fit: One of `FITS`.
+        size: Edge of the result in pixels, at least 1.
+        views: How many inputs; `tiles` takes any number, the others 1 or 2 (the second is mirrored left to right).
+
+    Returns:
+        Array (views, 3, size, size), uint8 in [0, 255], red green blue.
+
+    Raises:
+        DataError: An unknown fit, a bad size or number of views, or an image of another mode or beyond the limits above.
+    """
+    _check_fit(fit, size, views)
+    if image.mode != "RGB":
+        raise DataError(f"an image of mode {image.mode} cannot be fitted; accepted is RGB. Read it with read_image.")
+    _check_shape(image)
+    if fit == "tiles":
+        return _tiles(image, size, views)
+    square = {"pad": _pad, "squash": _squash, "crop": _crop}[fit](image, size)
+    plain = np.asarray(square).transpose(2, 0, 1)
+    return np.stack([plain, plain[:, :, ::-1]][:views])
+
+
+def _check_fit(fit: str, size: int, views: int) -> None:
+    if fit not in FITS:
+        raise DataError(f"fit '{fit}' is unknown; accepted are {', '.join(FITS)}. Choose one of them.")
+    if size < 1 or views < 1:
+        raise DataError(f"size {size} and views {views}: both must be at least 1. Correct them.")
+    if fit != "tiles" and views > 2:
+        raise DataError(f"views {views}: fit '{fit}' has 2, the image and its mirror image. Use fewer, or fit 'tiles'.")
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    longer = max(image.size)
+    square = Image.new("RGB", (longer, longer), PAD_COLOUR)
+    square.paste(image, ((longer - image.width) // 2, (longer - image.height) // 2))
+    return square.resize((size, size), _BICUBIC)
+
+
+def _squash(image: Image.Image, size: int) -> Image.Image:
+    longer = max(image.size)
+    return image.resize((longer, longer), _BICUBIC).resize((size, size), _BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    shorter = min(image.size)
+    width, height = size * image.width // shorter, size * image.height // shorter
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), _BICUBIC).crop((left, top, left + size, top + size))
+
+
+def _tiles(image: Image.Image, size: int, views: int) -> NDArray[np.uint8]:
+    shorter = min(image.size)
+    if shorter < 2 * size:
+        image = image.resize((2 * size * image.width // shorter, 2 * size * image.height // shorter), _BICUBIC)
+    few = max(count for count in range(1, math.isqrt(views) + 1) if views % count == 0)
+    rows, columns = (few, views // few) if image.width >= image.height else (views // few, few)
+    corners = [(x, y) for y in _starts(image.height, size, rows) for x in _starts(image.width, size, columns)]
+    pieces = [np.asarray(image.crop((x, y, x + size, y + size))) for x, y in corners]
+    return np.ascontiguousarray(np.stack(pieces).transpose(0, 3, 1, 2))
+
+
+def _starts(length: int, size: int, count: int) -> list[int]:
+    """Where `count` pieces of `size` begin on an edge: side by side around the middle, or spread when they do not fit."""
+    if count * size > length:
+        return [index * (length - size) // (count - 1) for index in range(count)]
+    first = length // 2 - count * size // 2
+    return [first + index * size for index in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One image file that was decoded once.
+
+    Attributes:
+        path: Where it lies.
+        name: How tables call it: relative to the folder it was found in, or as its CSV writes it.
+        sha256: Hash of the file's bytes, 64 hex digits.
+        width: Pixels, after the EXIF orientation was applied.
+        height: Pixels, likewise.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Checked images without labels, each content once.
+
+    Attributes:
+        records: In the order of the sources, sorted by name within a folder.
+        sources: What the user named.
+        duplicates: How many files were left out because an earlier one has the same bytes.
+        skipped: (name, reason) of every file that cannot be read; empty unless skipping was asked for.
+    """
+
+    records: tuple[ImageRecord, ...]
+    sources: tuple[str, ...]
+    duplicates: int = 0
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def fingerprint(self) -> str:
+        """12 hex digits of the content: the same for the same images under other names, paths or in another order."""
+        hashes = sorted(record.sha256 for record in self.records)
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
+
+
+def scan_images(
+    sources: Sequence[Path],
+    *,
+    skip_unreadable: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSet:
+    """Finds the images of all sources and decodes each once, so that nothing unreadable is met later.
+
+    Args:
+        sources: Folders (searched to any depth for `SUFFIXES`; names that begin with a dot are passed over), image files,
+            and CSV files with an image column, whose other columns are not looked at.
+        skip_unreadable: Leave unreadable files out and record them, instead of failing.
+        progress: Called with (files done, files in all) after each file.
+
+    Raises:
+        DataError: A source does not exist, a source holds no images, or files cannot be read; all of a kind at once.
+    """
+    found = _find(sources)
+    counts = Counter(name for name, _ in dict.fromkeys(entry for _, entry in found))
+    # Two folders may each hold a.jpg: then the source tells them apart.
+    named = [((source / name).as_posix() if counts[name] > 1 else name, path) for source, (name, path) in found]
+    records, problems = check_images(named, progress)
+    if problems and not skip_unreadable:
+        raise unreadable(problems, len(named), "Remove them or add --skip-unreadable.")
+    if not records:
+        raise DataError(f"none of the {len(named)} images can be read: {_reasons(problems)}. Name other images.")
+    distinct = {record.sha256: record for record in reversed(records)}
+    kept = tuple(record for record in records if distinct[record.sha256] is record)
+    return ImageSet(
+        records=kept,
+        sources=tuple(str(source) for source in sources),
+        duplicates=len(records) - len(kept),
+        skipped=tuple(problems),
+    )
+
+
+def find_images(sources: Sequence[Path]) -> list[Path]:
+    """Paths of the images of all sources, as `scan_images` finds them, without opening any.
+
+    Raises:
+        DataError: A source does not exist or holds no images.
+    """
+    return [path for _, (_, path) in _find(sources)]
+
+
+def _find(sources: Sequence[Path]) -> list[tuple[Path, tuple[str, Path]]]:
+    """(source, (name in it, path)) of every image, in order."""
+    absent = [str(source) for source in sources if not source.exists()]
+    if absent or not sources:
+        problem = f"no such folder, image or CSV file: {listed(absent)}" if absent else "no image source was named"
+        raise DataError(f"{problem}. Name folders, image files or CSV files with an image column.")
+    return [(source, entry) for source in sources for entry in _entries(source)]
+
+
+def _entries(source: Path) -> list[tuple[str, Path]]:
+    if source.is_dir():
+        return _folder_entries(source)
+    if source.suffix.lower() == ".csv":
+        folders = image_folders(source)
+        return [(name, locate(name, folders)) for name in read_table(source).image_names()]
+    return [(source.name, source)]
+
+
+def _folder_entries(folder: Path) -> list[tuple[str, Path]]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"folder {error.filename} cannot be listed ({error.strerror}). Grant access or name another.")
+
+    entries: list[tuple[str, Path]] = []
+    visited: set[str] = set()
+    for parent, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        # A link may lead back up; hidden folders hold thumbnails and caches.
+        subfolders[:] = [] if real in visited else sorted(name for name in subfolders if not name.startswith("."))
+        paths = [] if real in visited else [Path(parent, name) for name in files if not name.startswith(".")]
+        visited.add(real)
+        entries += [(path.relative_to(folder).as_posix(), path) for path in paths if _is_image_name(path)]
+    if not entries:
+        raise DataError(f"{folder} holds no images; known kinds are {' '.join(SUFFIXES)}. Name a folder that holds some.")
+    return sorted(entries)
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in (*SUFFIXES, *UNDECODED)
+
+
+def check_images(
+    named: Sequence[tuple[str, Path]], progress: Callable[[int, int], None] | None = None
+) -> tuple[list[ImageRecord], list[tuple[str, str]]]:
+    """Reads, hashes and decodes files once each, a few at a time.
+
+    Args:
+        named: (name, path) of every file.
+        progress: Called with (files done, files in all) after each file.
+
+    Returns:
+        The records of those that can be read, and (name, reason) of those that cannot; both in the order given.
+    """
+    records: list[ImageRecord] = []
+    problems: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(max_workers=min(_WORKERS, os.cpu_count() or 1)) as pool:
+        for done, ((name, _), result) in enumerate(zip(named, pool.map(_check, named), strict=True), start=1):
+            if isinstance(result, ImageRecord):
+                records.append(result)
+            else:
+                problems.append((name, result))
+            if progress is not None:
+                progress(done, len(named))
+    return records, problems
+
+
+def _check(entry: tuple[str, Path]) -> ImageRecord | str:
+    name, path = entry
+    try:
+        content = _content(path)
+        image = _decode(content, path.suffix)
+    except _Unreadable as reason:
+        return str(reason)
+    digest = hashlib.sha256(content).hexdigest()
+    return ImageRecord(path=path, name=name, sha256=digest, width=image.width, height=image.height)
+
+
+def unreadable(problems: Sequence[tuple[str, str]], total: int, remedy: str) -> DataError:
+    """The error for files that `check_images` could not read, to be raised by the caller."""
+    return DataError(f"{len(problems)} of {total} images cannot be read: {_reasons(problems)}. {remedy}")
+
+
+def _reasons(problems: Sequence[tuple[str, str]]) -> str:
+    return listed([f"{name} ({reason})" for name, reason in problems])
