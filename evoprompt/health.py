@@ -1,0 +1,294 @@
+"""The label-free health of a judge: what can be known about it, and about a prompt, without one human score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from evoprompt.config import GateConfig, LadderConfig, PairsConfig, Recipe, VoteConfig
+from evoprompt.images import ImageSet
+from evoprompt.judge import Judge
+from evoprompt.ladder import Chain, Pool, plan_chains
+from evoprompt.runs import LADDER, PAIRS, SPLIT, VOTES, stream
+from evoprompt.scoring import level_probabilities
+from evoprompt.stats import agreement_gain, binomial_above_chance, circular_triads
+from evoprompt.tracking import Update
+from evoprompt.voting import SOURCES, PseudoLabel, Seen, Vote, chunks, collect_votes, count_votes, plan_groups, position_bias
+
+
+@dataclass(frozen=True)
+class Health:
+    """Label-free measures of a judge with or without a prompt, all on images that training never sees.
+
+    Attributes:
+        ladder_vote_accuracy: share of neighbouring ladder steps whose votes prefer the less degraded image. Worry when
+            near 0.5: the votes know nothing.
+        ladder_rate_accuracy: the same for the ratings of the two images (ties count half).
+        ladder_compare_accuracy: the same for the comparing votes alone.
+        ladder_steps: how many steps these shares are of.
+        vote_share: mean share of the votes for the winner, in [0.5, 1].
+        swap_consistency: share of comparisons whose winner stays when the order is swapped. Worry when below 0.7.
+        position_bias: mean log-odds for the image shown first; removed by asking both orders. Worry when its size is
+            far above the log-odds between images.
+        triad_consistency: Kendall and Babington Smith's zeta: 1 = no circular triads, 0 = as many as possible.
+        kept_fraction: share of held-out pairs whose votes pass the confidence threshold.
+        agree_compare: share of held-out pairs whose ratings agree with the comparing votes (ties half).
+        agree_rate: the same for the rating votes.
+        score_mean: mean score of the held-out images, 1 to 5.
+        score_std: its standard deviation. Worry when it falls toward 0: the scores collapse.
+        ends_fraction: share of scores within 0.25 of 1 or 5. Worry when above a quarter: the scale is used up.
+    """
+
+    ladder_vote_accuracy: float
+    ladder_rate_accuracy: float
+    ladder_compare_accuracy: float
+    ladder_steps: int
+    vote_share: float
+    swap_consistency: float
+    position_bias: float
+    triad_consistency: float
+    kept_fraction: float
+    agree_compare: float
+    agree_rate: float
+    score_mean: float
+    score_std: float
+    ends_fraction: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The measures by name."""
+        return asdict(self)
+
+
+MEASURES = tuple(field.name for field in fields(Health))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The label-free test: held-out images, the groups voted among them, and the ladder over them."""
+
+    images: np.ndarray
+    groups: list[np.ndarray]
+    chains: list[Chain]
+
+    @property
+    def keys(self) -> list[int]:
+        """Every image that is looked at."""
+        return sorted({int(i) for i in self.images} | {k for chain in self.chains for k in chain.keys})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one look through the panel gave: the measures, and what the gate needs of the single answers."""
+
+    health: Health
+    scores: dict[int, float]
+    labels: list[PseudoLabel]
+    votes: list[Vote]
+
+    def agreements(self, labels: Sequence[PseudoLabel]) -> np.ndarray:
+        """Whether these scores order each pair as its pseudo-label does: 1, 0, or 0.5 for a tie, (P,)."""
+        gap = np.array([self.scores[label.a] - self.scores[label.b] for label in labels])
+        sign = np.sign([label.share - 0.5 for label in labels])
+        return (np.sign(gap) * sign + 1) / 2
+
+
+def split_images(n_images: int, heldout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images train and which are held out for the gate; sorted indices. At least two on either side."""
+    order = stream(seed, 0, SPLIT).permutation(n_images)
+    n = min(max(2, round(heldout * n_images)), n_images - 2)
+    return np.sort(order[n:]), np.sort(order[:n])
+
+
+def plan_panel(pool: Pool, heldout: np.ndarray, pairs: PairsConfig, ladder: LadderConfig, seed: int) -> Panel:
+    """The panel of a run; the same for all its rounds.
+
+    Args:
+        pool: all images of the run.
+        heldout: indices of the images held out.
+        pairs: how many pairs a round has; the panel has as many, or all there are among the held-out images.
+        ladder: size of the ladder.
+        seed: of the run.
+    """
+    n_all = len(heldout) * (len(heldout) - 1) // 2
+    size = len(heldout) if n_all <= pairs.per_round else pairs.group
+    groups = plan_groups(heldout, min(n_all, pairs.per_round), size, stream(seed, 0, PAIRS))
+    rng = stream(seed, 0, LADDER)
+    chains = plan_chains(pool, [int(i) for i in heldout], ladder.images, ladder.kinds, ladder.levels, rng)
+    return Panel(heldout, groups, chains)
+
+
+def read_panel(
+    judge: Judge, pool: Pool, panel: Panel, vote: VoteConfig, block: int, seed: tuple[int, int], advance: Update
+) -> Reading:
+    """Look at the panel through the judge as it is now, its prompt included.
+
+    Args:
+        judge: with the prompt to be measured attached.
+        pool: all images.
+        panel: what to look at.
+        vote: how votes are taken and counted.
+        block: images encoded at a time.
+        seed: (seed, round).
+        advance: told how many steps of ``work(panel)`` are done.
+    """
+    seen = Seen(judge, panel.keys, pool, block)
+    keys = panel.keys
+    question = judge.family.rate[0]
+    logits = seen.ratings(keys, question)[:, : judge.family.views]
+    advance(len(keys))
+    scores = level_probabilities(logits).double().numpy() @ np.array(question.values)
+    by_key = dict(zip(keys, scores.tolist(), strict=True))
+
+    votes: list[Vote] = []
+    for first, pairs in chunks(panel.groups):
+        votes += collect_votes(seen, pairs, vote, SOURCES, (*seed, VOTES), first)
+        advance(len(pairs))
+    steps = np.concatenate([chain.steps() for chain in panel.chains])
+    ladder_votes = []
+    for start in range(0, len(steps), 64):
+        ladder_votes += collect_votes(seen, steps[start : start + 64], vote, SOURCES, (*seed, LADDER), start)
+        advance(min(64, len(steps) - start))
+
+    sources = sources_of(vote)
+    labels = count_votes(votes, vote, sources)
+    health = Health(
+        ladder_vote_accuracy=_ladder_accuracy(ladder_votes, vote, sources),
+        ladder_rate_accuracy=_rating_accuracy(by_key, steps),
+        ladder_compare_accuracy=_ladder_accuracy(ladder_votes, vote, ("compare",)),
+        ladder_steps=len(steps),
+        vote_share=float(np.mean([label.confidence for label in labels])),
+        **dict(zip(("position_bias", "swap_consistency"), position_bias(votes), strict=True)),
+        triad_consistency=_triads(panel.groups, labels),
+        kept_fraction=float(np.mean([label.kept for label in labels])),
+        agree_compare=_agreement(by_key, count_votes(votes, vote, ("compare",))),
+        agree_rate=_agreement(by_key, count_votes(votes, vote, ("rate",))),
+        **_spread(np.array([by_key[int(i)] for i in panel.images])),
+    )
+    return Reading(health, by_key, labels, votes)
+
+
+def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callable[[int], Update]) -> Health:
+    """Health of a judge on a set of images, all of them held out.
+
+    Args:
+        judge: with the prompt to be measured attached, if any.
+        images: at least two.
+        recipe: sizes of the panel and of the ladder, how votes are taken, the seed.
+        progress: told the total work, gives back the function to report it to.
+    """
+    views = max(recipe.vote.views, judge.family.views)
+    pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed)
+    panel = plan_panel(pool, np.arange(len(images)), recipe.pairs, recipe.ladder, recipe.seed)
+    block = max(1, recipe.eval.batch_size // views)
+    return read_panel(judge, pool, panel, recipe.vote, block, (recipe.seed, 0), progress(work(panel))).health
+
+
+def work(panel: Panel) -> int:
+    """Steps of ``read_panel`` that progress counts."""
+    return len(panel.keys) + sum(len(p) for _, p in chunks(panel.groups)) + sum(len(c.keys) - 1 for c in panel.chains)
+
+
+def sources_of(vote: VoteConfig) -> tuple[str, ...]:
+    """Which votes a recipe counts."""
+    return SOURCES if vote.source == "both" else (vote.source,)
+
+
+def above_chance(health: Health) -> tuple[bool, float]:
+    """Whether the votes order the ladder better than a coin would, with 99 % confidence.
+
+    Returns:
+        The answer, and the lower confidence bound of the accuracy.
+    """
+    low = binomial_above_chance(round(health.ladder_vote_accuracy * health.ladder_steps), health.ladder_steps, 0.99)
+    return low > 0.5, low
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a round is built upon, and why."""
+
+    accepted: bool
+    reason: str
+    gain: float
+    gain_low: float
+
+
+def decide(start: Reading, before: Reading, after: Reading, gate: GateConfig, seed: tuple[int, int]) -> Decision:
+    """Accept or reject a candidate prompt on label-free evidence alone.
+
+    Args:
+        start: the panel as the run began; its votes are the teacher for the whole run, so that rounds are comparable.
+        before: the panel with the prompt accepted so far.
+        after: the panel with the candidate.
+        gate: thresholds.
+        seed: (seed, round) of the bootstrap.
+
+    Returns:
+        Accepted only when all hold: votes above chance on the ladder; ratings agree with held-out votes more than
+        before, beyond what resampling images explains; ladder accuracy not down; scores not collapsed.
+    """
+    labels = [label for label in start.labels if label.kept]
+    if labels:
+        pairs = np.array([(label.a, label.b) for label in labels])
+        new, old = after.agreements(labels), before.agreements(labels)
+        draw = int(stream(*seed, SPLIT).integers(2**31))
+        gain, low = agreement_gain(new, old, pairs, confidence=gate.confidence, seed=draw)
+    else:
+        gain, low = 0.0, -math.inf
+    fine, bound = above_chance(after.health)
+    drop = before.health.ladder_rate_accuracy - after.health.ladder_rate_accuracy
+    spread = after.health.score_std / max(start.health.score_std, 1e-9)
+    if not labels:
+        reason = "no held-out pair passes vote.min_confidence"
+    elif not fine:
+        reason = f"votes order the ladder no better than chance ({after.health.ladder_vote_accuracy:.2f}, at least {bound:.2f})"
+    elif low <= 0:
+        reason = f"held-out agreement {gain:+.3f} (at least {low:+.3f}) is no clear gain"
+    elif drop > gate.tolerance:
+        reason = f"ladder accuracy of the ratings fell by {drop:.3f}"
+    elif spread < gate.min_spread:
+        reason = f"scores collapsed to {spread:.0%} of their spread"
+    else:
+        return Decision(True, f"held-out agreement {gain:+.3f} (at least {low:+.3f})", gain, low)
+    return Decision(False, reason, gain, low)
+
+
+def _ladder_accuracy(votes: list[Vote], config: VoteConfig, sources: Sequence[str]) -> float:
+    shares = [label.share for label in count_votes(votes, config, sources)]
+    return float(np.mean((np.sign(np.array(shares) - 0.5) + 1) / 2))
+
+
+def _rating_accuracy(scores: dict[int, float], pairs: np.ndarray) -> float:
+    gap = [scores[int(better)] - scores[int(worse)] for better, worse in pairs]
+    return float(np.mean((np.sign(gap) + 1) / 2))
+
+
+def _agreement(scores: dict[int, float], labels: list[PseudoLabel]) -> float:
+    gap = np.array([scores[label.a] - scores[label.b] for label in labels])
+    sign = np.sign([label.share - 0.5 for label in labels])
+    return float(np.mean((np.sign(gap) * sign + 1) / 2))
+
+
+def _triads(groups: list[np.ndarray], labels: list[PseudoLabel]) -> float:
+    """Mean zeta over the groups, each a complete tournament; groups of two have no triads."""
+    zetas: list[float] = []
+    shares = iter(labels)
+    for group in groups:
+        wins = np.zeros((len(group), len(group)))
+        for i, j in zip(*np.triu_indices(len(group), 1), strict=True):
+            share = next(shares).share
+            wins[i, j], wins[j, i] = float(share > 0.5), float(share <= 0.5)
+        if len(group) > 2:
+            zetas.append(circular_triads(wins).zeta)
+    return float(np.mean(zetas)) if zetas else math.nan
+
+
+def _spread(scores: np.ndarray) -> dict[str, Any]:
+    ends = (scores < 1.25) | (scores > 4.75)
+    return {"score_mean": float(scores.mean()), "score_std": float(scores.std()), "ends_fraction": float(ends.mean())}
+
+

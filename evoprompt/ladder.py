@@ -1,0 +1,126 @@
+"""The ladder: the user's own images at rising strength of known degradations, whose order nobody has to tell us."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from evoprompt.degrade import KINDS, LADDER_KINDS, degrade
+from evoprompt.images import ImageSet, fit_image, read_image
+from evoprompt.runs import LADDER, stream
+
+# Degrading a 40-megapixel photo takes seconds a step and is scaled down afterwards anyway.
+MAX_EDGE = 1024
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One image under one kind of degradation: keys from best to worst."""
+
+    image: int
+    kind: str
+    keys: tuple[int, ...]
+
+    def steps(self) -> np.ndarray:
+        """Neighbouring keys, the better one first, (K - 1, 2)."""
+        return np.array(list(zip(self.keys[:-1], self.keys[1:], strict=True)))
+
+    def pairs(self) -> np.ndarray:
+        """All pairs of the chain, the better one first, (K (K - 1) / 2, 2)."""
+        better, worse = np.triu_indices(len(self.keys), 1)
+        keys = np.array(self.keys)
+        return np.stack([keys[better], keys[worse]], axis=1)
+
+
+class Pool:
+    """All images of a run by key, ready for the judge: the user's (0 to N - 1) and degraded ones (from N on).
+
+    Args:
+        images: the user's images.
+        fit: how an image becomes squares, see ``images.fit_image``.
+        size: side of a square, px.
+        views: squares an image.
+        seed: of the degradations.
+        max_bytes: fitted images kept in memory at most.
+    """
+
+    def __init__(
+        self, images: ImageSet, fit: str, size: int, views: int, seed: int, max_bytes: int = 1 << 30
+    ) -> None:
+        self.images, self.fit, self.size, self.views, self.seed = images, fit, size, views, seed
+        self._degraded: list[tuple[int, str, float]] = []
+        self._keys: dict[tuple[int, str, float], int] = {}
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._room = max(1, max_bytes // (3 * size * size * views))
+
+    def degraded(self, image: int, kind: str, strength: float) -> int:
+        """Key of an image at one strength of one kind."""
+        what = (image, kind, strength)
+        if what not in self._keys:
+            self._keys[what] = len(self.images) + len(self._degraded)
+            self._degraded.append(what)
+        return self._keys[what]
+
+    def chain(self, image: int, kind: str, levels: int) -> Chain:
+        """An image and ``levels`` strengths of it, evenly spaced from 1 to 5; the image itself is not degraded."""
+        strengths = [0.0, *np.linspace(1, 5, levels).tolist()] if levels > 1 else [0.0, 3.0]
+        return Chain(image, kind, tuple(self.degraded(image, kind if s else "none", s) for s in strengths))
+
+    def name(self, key: int) -> str:
+        """What to call an image in tables: its name, and what was done to it."""
+        if key < len(self.images):
+            return self.images.records[key].name
+        image, kind, strength = self._degraded[key - len(self.images)]
+        return f"{self.images.records[image].name}#{kind}:{strength:g}"
+
+    def __call__(self, key: int) -> np.ndarray:
+        """Views of an image, (V, 3, S, S) uint8 RGB."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        views = fit_image(self._picture(key), self.fit, self.size, self.views)
+        self._kept[key] = views
+        if len(self._kept) > self._room:
+            self._kept.popitem(last=False)
+        return views
+
+    def _picture(self, key: int) -> Image.Image:
+        if key < len(self.images):
+            return read_image(self.images.records[key].path)
+        image, kind, strength = self._degraded[key - len(self.images)]
+        picture = read_image(self.images.records[image].path)
+        picture.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+        if not strength:
+            return picture
+        # One stream a chain, so that a stronger step is the same noise or the same blocks, only stronger.
+        rng = stream(self.seed, 0, LADDER, image, KINDS.index(kind))
+        return Image.fromarray(degrade(np.asarray(picture), kind, strength, rng))
+
+
+def plan_chains(
+    pool: Pool, images: Sequence[int], n_images: int, n_kinds: int, levels: int, rng: np.random.Generator
+) -> list[Chain]:
+    """Chains over some images, each under some kinds of degradation.
+
+    Args:
+        pool: where the degraded images will come from.
+        images: keys to choose from.
+        n_images: at most this many are used.
+        n_kinds: kinds an image, different ones for each, all kinds equally often.
+        levels: strengths a chain.
+        rng: random stream.
+
+    Returns:
+        The chains, image by image.
+    """
+    chosen = rng.permutation(np.asarray(images))[:n_images]
+    deck = [kind for _ in range(-(-len(chosen) * n_kinds // len(LADDER_KINDS))) for kind in rng.permutation(LADDER_KINDS)]
+    return [
+        pool.chain(int(image), str(kind), levels)
+        for k, image in enumerate(chosen)
+        for kind in deck[k * n_kinds : (k + 1) * n_kinds]
+    ]
