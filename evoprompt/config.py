@@ -224,7 +224,7 @@ def recipe_dir() -> Path:
 
 def shipped_recipes() -> dict[str, str]:
     """Names of the shipped recipes with the first line of their header."""
-    files = sorted(recipe_dir().glob("*.yaml"))
+    files = sorted(recipe_dir().glob("*.yaml"), key=lambda file: file.stem)
     return {f.stem: f.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for f in files}
 
 
