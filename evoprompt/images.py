@@ -27,7 +27,10 @@ from evoprompt.tables import image_folders, locate, read_table
 FITS = ("pad", "squash", "crop", "tiles")
 """Ways to make a square input of an image; see `fit_image`."""
 
-SUFFIXES = tuple(f".{kind}" for kind in "jpg jpeg jfif png webp bmp gif tif tiff ppm pgm jp2 avif".split())
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".jp2"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 """Kinds of files that are images when they lie in a folder."""
 
 UNDECODED = (".heic", ".heif", ".jxl")
@@ -45,7 +48,7 @@ PAD_COLOUR = (122, 116, 104)
 BACKDROP = (128, 128, 128, 255)
 """What lies under transparent pixels: mid-grey favours neither a dark nor a light drawing."""
 
-# Naming the decoders keeps a file with a wrong suffix from reaching one that runs another program (EPS starts Ghostscript).
+# Naming the decoders keeps a disguised file from reaching one that runs another program (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
@@ -69,9 +72,9 @@ class _Unreadable(DataError):
 def read_image(path: Path) -> Image.Image:
     """Reads one image file as 8-bit RGB, upright.
 
-    The EXIF orientation is applied; transparency is composited over mid-grey; grey and palettes are expanded; 16-bit grey v
-    becomes round(v / 257), so that the whole range is kept; CMYK is converted. Of an animation or a file with several pages
-    the first frame is read. Colour profiles are ignored, as the judges' own preprocessing does.
+    The EXIF orientation is applied; transparency is composited over mid-grey; grey and palettes are expanded; 16-bit
+    grey v becomes round(v / 257), so that the whole range is kept; CMYK is converted. Of an animation or a file with
+    several pages the first frame is read. Colour profiles are ignored, as the judges' own preprocessing does.
 
     Args:
         path: A file of any kind in `SUFFIXES`; the content decides, not the name.
@@ -103,7 +106,6 @@ def _decode(content: bytes, suffix: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_shape(image)
-            image.load()
             return as_rgb(image)
     except _Unreadable:
         raise
@@ -120,7 +122,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
     Raises:
         DataError: A colour mode whose meaning is not known (32-bit grey, LAB).
+        OSError: From Pillow, when an image that was opened but not loaded is damaged.
     """
+    image.load()  # first: Pillow turns TIFF files upright by itself while loading
     turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
@@ -142,7 +146,7 @@ def _check_shape(image: Image.Image) -> None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow also calls 16-bit PNG and PGM files "I" (32-bit) in some versions; elsewhere "I" and "F" have no known white.
+    # Some versions of Pillow call 16-bit PNG and PGM files "I" (32-bit) too; elsewhere "I" and "F" have no known white.
     if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
         raise _Unreadable("32-bit grey values have no known range")
     values = np.asarray(image).astype(np.int64)
@@ -157,11 +161,11 @@ def fit_image(image: Image.Image, fit: str, size: int, views: int = 1) -> NDArra
     """Makes the judge's square inputs of an image; deterministic, 8 bits throughout.
 
     - `pad`: centred on a square of the CLIP mean colour, then bicubic to `size`. All of the image, true proportions.
-    - `squash`: stretched to a square of its longer edge, then bicubic to `size`; two steps, as mPLUG-Owl2 was evaluated.
+    - `squash`: stretched to a square of its longer edge, then bicubic to `size`: two steps, as mPLUG-Owl2 does it.
     - `crop`: shorter edge bicubic to `size`, then the centre. Loses the ends of long images.
-    - `tiles`: pieces of `size` pixels from the centre at native scale, so that resizing hides no artefact. Only an image
-      whose shorter edge is below 2 * `size` is scaled, up to that. Pieces form a block whose longer side follows the
-      image's, 2 x 2 for four; they touch, or overlap evenly where the image is too short for the block.
+    - `tiles`: pieces of `size` pixels from the centre at native scale, so that resizing hides no artefact. Only an
+      image whose shorter edge is below 2 * `size` is scaled, up to that. Pieces form a block whose longer side follows
+      the image's, 2 x 2 for four; they touch, or overlap evenly where the image is too short for the block.
 
     `pad`, `squash` and `crop` equal the CLIP image processor (Pillow backend) of the released checkpoints bit for bit.
 
@@ -175,7 +179,7 @@ def fit_image(image: Image.Image, fit: str, size: int, views: int = 1) -> NDArra
         Array (views, 3, size, size), uint8 in [0, 255], red green blue.
 
     Raises:
-        DataError: An unknown fit, a bad size or number of views, or an image of another mode or beyond the limits above.
+        DataError: An unknown fit, a bad size or number of views, or an image of another mode or beyond the limits.
     """
     _check_fit(fit, size, views)
     if image.mode != "RGB":
@@ -185,7 +189,7 @@ def fit_image(image: Image.Image, fit: str, size: int, views: int = 1) -> NDArra
         return _tiles(image, size, views)
     square = {"pad": _pad, "squash": _squash, "crop": _crop}[fit](image, size)
     plain = np.asarray(square).transpose(2, 0, 1)
-    return np.stack([plain, plain[:, :, ::-1]][:views])
+    return np.ascontiguousarray(np.stack([plain, plain[:, :, ::-1]][:views]))
 
 
 def _check_fit(fit: str, size: int, views: int) -> None:
@@ -228,7 +232,7 @@ def _tiles(image: Image.Image, size: int, views: int) -> NDArray[np.uint8]:
 
 
 def _starts(length: int, size: int, count: int) -> list[int]:
-    """Where `count` pieces of `size` begin on an edge: side by side around the middle, or spread when they do not fit."""
+    """Where `count` pieces begin on an edge: side by side around the middle, or spread when they do not fit."""
     if count * size > length:
         return [index * (length - size) // (count - 1) for index in range(count)]
     first = length // 2 - count * size // 2
@@ -288,8 +292,8 @@ def scan_images(
     """Finds the images of all sources and decodes each once, so that nothing unreadable is met later.
 
     Args:
-        sources: Folders (searched to any depth for `SUFFIXES`; names that begin with a dot are passed over), image files,
-            and CSV files with an image column, whose other columns are not looked at.
+        sources: Folders (searched to any depth for `SUFFIXES`; names that begin with a dot are passed over), image
+            files, and CSV files with an image column, whose other columns are not looked at.
         skip_unreadable: Leave unreadable files out and record them, instead of failing.
         progress: Called with (files done, files in all) after each file.
 
@@ -348,20 +352,17 @@ def _folder_entries(folder: Path) -> list[tuple[str, Path]]:
 
     entries: list[tuple[str, Path]] = []
     visited: set[str] = set()
+    kinds = (*SUFFIXES, *UNDECODED)
     for parent, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)
         # A link may lead back up; hidden folders hold thumbnails and caches.
         subfolders[:] = [] if real in visited else sorted(name for name in subfolders if not name.startswith("."))
         paths = [] if real in visited else [Path(parent, name) for name in files if not name.startswith(".")]
         visited.add(real)
-        entries += [(path.relative_to(folder).as_posix(), path) for path in paths if _is_image_name(path)]
+        entries += [(path.relative_to(folder).as_posix(), path) for path in paths if path.suffix.lower() in kinds]
     if not entries:
-        raise DataError(f"{folder} holds no images; known kinds are {' '.join(SUFFIXES)}. Name a folder that holds some.")
+        raise DataError(f"{folder} holds no images; known kinds are {' '.join(SUFFIXES)}. Name another folder.")
     return sorted(entries)
-
-
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in (*SUFFIXES, *UNDECODED)
 
 
 def check_images(

@@ -21,7 +21,7 @@ SCORE_COLUMNS = ("mos", "gt_score", "dmos", "mos_quality")
 """Accepted headers of the human score, in order of precedence; upper and lower case are the same."""
 
 STD_COLUMNS = ("std", "sd", "mos_std", "std_quality")
-"""Accepted headers of the standard deviation of the ratings. No variance: some sets' "var" holds standard deviations."""
+"""Accepted headers of the ratings' standard deviation. Not "var": in some sets it holds variances, in KADID-10k not."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +31,8 @@ class Labels:
     Attributes:
         records: The images, each decoded once.
         mos: (N,) float64, finite, any scale, always higher = better (negated when the file is lower = better).
-        std: (N,) float64, >= 0, standard deviation of the ratings as the file has it, or None. Its scale is the file's and
-            not always that of the scores (KonIQ: scores 1-100, deviations on 1-5).
+        std: (N,) float64, >= 0, standard deviation of the ratings as the file has it, or None. Its scale is the file's
+            and not always that of the scores (KonIQ: scores 1-100, deviations on 1-5).
         path: The CSV.
         column: Header of the score column that was read.
         lower_better: Whether the file's scores were negated.
@@ -73,17 +73,17 @@ class Labels:
 def read_labels(path: Path, *, images: Path | None = None, lower_better: bool = False) -> Labels:
     """Reads human scores and checks every image they name.
 
-    The direction of the scale is never guessed from a header: "dmos" is higher = better in some sets and lower in others.
+    The direction of the scale is never guessed from a header: "dmos" is higher = better in some sets, lower in others.
 
     Args:
-        path: CSV with a header, an image column (`tables.IMAGE_COLUMNS`), a score column (`SCORE_COLUMNS`) and optionally a
-            deviation column (`STD_COLUMNS`); other columns are not looked at.
+        path: CSV with a header, an image column (`tables.IMAGE_COLUMNS`), a score column (`SCORE_COLUMNS`) and
+            optionally a deviation column (`STD_COLUMNS`); other columns are not looked at.
         images: Folder of the images; without it they are looked for beside the CSV and in `images/` there.
         lower_better: The scores are better when lower; they are negated.
 
     Raises:
-        DataError: A column is missing; cells are not finite numbers; an image is named twice; images are missing or cannot
-            be read. All problems of a kind at once, with line numbers.
+        DataError: A column is missing; cells are not finite numbers; an image is named twice; images are missing or
+            cannot be read. All problems of a kind at once, with line numbers.
     """
     table = read_table(path)
     names = table.image_names()
@@ -141,8 +141,8 @@ def _check(path: Path, named: Sequence[tuple[str, Path]], folders: Sequence[Path
     if missing:
         looked = " and ".join(str(folder) for folder in folders)
         raise DataError(
-            f"{path} names {len(missing)} of {len(named)} images that are not there: {listed(missing)}; looked in {looked}. "
-            "Put them there, or remove their rows."
+            f"{path} names {len(missing)} of {len(named)} images that are not there: {listed(missing)}; "
+            f"looked in {looked}. Put them there, or remove their rows."
         )
     records, problems = check_images(named)
     if problems:
@@ -162,3 +162,26 @@ def overlap(of: Sequence[str], among: Collection[str]) -> list[int]:
     """
     known = set(among)
     return [position for position, digest in enumerate(of) if digest in known]
+
+
+def without_seen(labels: Labels, seen: Collection[str], what: str) -> tuple[Labels, int]:
+    """Labels to measure on, given the images that a prompt was evolved on.
+
+    Args:
+        labels: the evaluation set.
+        seen: hashes of the images seen while evolving.
+        what: ``stop`` (overlap is an error), ``exclude`` (drop it) or ``keep`` (measure on it all the same).
+
+    Returns:
+        The labels, and how many of their images were seen.
+
+    Raises:
+        DataError: when images overlap and ``what`` is ``stop``.
+    """
+    both = overlap(labels.sha256, seen)
+    if both and what == "stop":
+        raise DataError(
+            f"{len(both)} of the {len(labels)} evaluation images were also used to evolve (same content). Results on "
+            "them would not be a test. Use --seen exclude to drop them, or --seen keep to measure on them."
+        )
+    return (labels.without(both) if what == "exclude" else labels), len(both)

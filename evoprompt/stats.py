@@ -70,7 +70,7 @@ def srcc(x: ArrayLike, y: ArrayLike) -> float:
 
 def plcc(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson correlation without any mapping, in [-1, 1]; NaN where ``undefined`` says why."""
-    return _single(_plcc, x, y)
+    return _single(_correlation, x, y)
 
 
 def krcc(x: ArrayLike, y: ArrayLike) -> float:
@@ -82,7 +82,7 @@ def undefined(x: ArrayLike, y: ArrayLike) -> str:
     """Why a correlation of x and y has no value (too few values, or a constant side); empty if it has one."""
     a, b = _vectors(x, y)
     if len(a) < 2:
-        return f"{len(a)} values, at least 2 are needed"
+        return f"n = {len(a)}; at least 2 values are needed"
     return " and ".join(f"{name} is constant ({v[0]:g})" for name, v in (("x", a), ("y", b)) if np.all(v == v[0]))
 
 
@@ -92,7 +92,7 @@ def logistic4(x: ArrayLike, y: ArrayLike) -> LogisticFit:
     NaN with a reason when a side is constant, there are fewer than five values, or no optimum was found.
     """
     a, b = _vectors(x, y)
-    reason = undefined(a, b) or ("" if len(a) > 4 else f"{len(a)} values, at least 5 are needed")
+    reason = undefined(a, b) or ("" if len(a) > 4 else f"n = {len(a)}; at least 5 values are needed")
     if reason:
         return LogisticFit(math.nan, (), reason)
 
@@ -135,8 +135,10 @@ def bootstrap(
         Interval; bounds are NaN, with the reason, if over 5 % of the resamples have no value.
     """
     a, b = _vectors(x, y)
+    if reason := undefined(a, b):
+        return Interval(math.nan, math.nan, math.nan, reason)
     draws = [_resampled(statistic, a, b, counts) for counts in _resamples(len(a), n_boot, seed, clusters)]
-    return _interval(statistic(a, b), np.concatenate(draws), level, undefined(a, b))
+    return _interval(statistic(a, b), np.concatenate(draws), level)
 
 
 def paired_difference(
@@ -157,14 +159,16 @@ def paired_difference(
         Interval, and p = 2 min(share of resamples <= 0, share >= 0), never below 2 / (R + 1); NaN without bounds.
     """
     (one, mos), (two, _) = _vectors(a, y), _vectors(b, y)
+    if reason := undefined(one, mos) or undefined(two, mos):
+        return Difference(Interval(math.nan, math.nan, math.nan, reason), math.nan)
     parts = [
         _resampled(statistic, one, mos, counts) - _resampled(statistic, two, mos, counts)
         for counts in _resamples(len(mos), n_boot, seed, clusters)
     ]
-    draws, reason = np.concatenate(parts), undefined(one, mos) or undefined(two, mos)
-    interval = _interval(statistic(one, mos) - statistic(two, mos), draws, level, reason)
+    draws = np.concatenate(parts)
+    interval = _interval(statistic(one, mos) - statistic(two, mos), draws, level)
     tail = int(min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0)))
-    p = min(1.0, 2 * (tail + 1) / (np.count_nonzero(np.isfinite(draws)) + 1))
+    p = min(1.0, 2 * (tail + 1) / (int(np.isfinite(draws).sum()) + 1))
     return Difference(interval, math.nan if interval.reason else p)
 
 
@@ -283,11 +287,11 @@ def _resamples(n: int, n_boot: int, seed: int, clusters: ArrayLike | None, width
         yield np.bincount(drawn.ravel(), minlength=r * units).reshape(r, units)[:, member].astype(np.float64)
 
 
-def _interval(value: float, draws: Floats, level: float, reason: str) -> Interval:
+def _interval(value: float, draws: Floats, level: float) -> Interval:
     known = draws[np.isfinite(draws)]
     lost = len(draws) - len(known)
-    if reason or lost > _MAX_UNDEFINED * len(draws):
-        return Interval(value, math.nan, math.nan, reason or f"{lost} of {len(draws)} resamples have no value")
+    if lost > _MAX_UNDEFINED * len(draws):
+        return Interval(float(value), math.nan, math.nan, f"{lost} of {len(draws)} resamples have no value")
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
 
@@ -327,10 +331,6 @@ def _mid_ranks(x: Floats, counts: Floats) -> Floats:
     return (np.cumsum(size, axis=1) - (size - 1) / 2)[:, group]
 
 
-def _plcc(x: Floats, y: Floats, counts: Floats) -> Floats:
-    return _correlation(x, y, counts)
-
-
 def _srcc(x: Floats, y: Floats, counts: Floats) -> Floats:
     return _correlation(_mid_ranks(x, counts), _mid_ranks(y, counts), counts)
 
@@ -350,4 +350,4 @@ def _krcc(x: Floats, y: Floats, counts: Floats) -> Floats:
     return np.where((untied[0] == 0) | (untied[1] == 0), np.nan, value)
 
 
-_WEIGHTED: dict[Statistic, Callable[[Floats, Floats, Floats], Floats]] = {srcc: _srcc, plcc: _plcc, krcc: _krcc}
+_WEIGHTED: dict[Statistic, Callable[[Floats, Floats, Floats], Floats]] = {srcc: _srcc, plcc: _correlation, krcc: _krcc}

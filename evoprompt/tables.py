@@ -1,4 +1,4 @@
-"""CSV files that name images: their rows with line numbers, their columns by accepted names, and where the images lie."""
+"""CSV files that name images: rows with line numbers, columns by accepted headers, and where the images lie."""
 
 from __future__ import annotations
 
@@ -90,14 +90,15 @@ def read_table(path: Path) -> Table:
     ragged = [f"line {line} has {len(cells)}" for line, cells in body if len(cells) != len(header)]
     if ragged:
         raise DataError(
-            f"{path} has {len(ragged)} rows without the header's {len(header)} cells: {listed(ragged)}. Quote cells that hold commas."
+            f"{path} has {len(ragged)} rows without the header's {len(header)} cells: {listed(ragged)}. "
+            "Quote cells that hold commas."
         )
     rows, lines = tuple(tuple(cells) for _, cells in body), tuple(line for line, _ in body)
     return Table(path=path, columns=tuple(header), rows=rows, lines=lines)
 
 
 def image_folders(table: Path, images: Path | None = None) -> tuple[Path, ...]:
-    """Where the images named by a CSV are looked for: only `images` when given, else beside the CSV, then in `images/` there."""
+    """Where the images of a CSV are looked for: in `images` when given, else beside the CSV and in `images/` there."""
     return (images,) if images is not None else (table.parent, table.parent / "images")
 
 

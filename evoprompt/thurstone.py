@@ -60,8 +60,8 @@ def prefer_z(mean_a: Tensor, mean_b: Tensor, var_a: Tensor, var_b: Tensor, gamma
 
 def prefer_probability(mean_a: Tensor, mean_b: Tensor, var_a: Tensor, var_b: Tensor, gamma: float) -> Tensor:
     """Probability that the first image is preferred, Phi of ``prefer_z`` with the same arguments, in [0, 1]."""
-    probability: Tensor = torch.special.ndtr(_precise(prefer_z(mean_a, mean_b, var_a, var_b, gamma)))
-    return probability
+    # Through log Phi, because ndtr itself is 0 in float32 from z = -5.5 on.
+    return torch.exp(torch.special.log_ndtr(_precise(prefer_z(mean_a, mean_b, var_a, var_b, gamma))))
 
 
 def fidelity_loss(z: Tensor, target: Tensor) -> Tensor:
