@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,12 @@ from evoprompt.images import fit_image, read_image
 from evoprompt.judge import Judge
 from evoprompt.labels import Labels
 from evoprompt.prompts import PixelPrompt
+from evoprompt.runs import write_json, write_text
 from evoprompt.scoring import score_views
-from evoprompt.stats import Interval, bootstrap, krcc, paired_difference, plcc, srcc
+from evoprompt.stats import Interval, Statistic, bootstrap, krcc, paired_difference, plcc, srcc
 from evoprompt.tracking import Update
 
-STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
+STATISTICS: Mapping[str, Statistic] = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,38 @@ def evaluate(
     rows = []
     for name, column in scores.items():
         numbers = {key: bootstrap(f, column, mos, n_boot=n_boot, seed=seed) for key, f in STATISTICS.items()}
-        if name == bare or bare not in scores:
-            rows.append(Evaluation(name, len(mos), **numbers))
-        else:
+        row = Evaluation(name, len(mos), numbers["srcc"], numbers["plcc"], numbers["krcc"])
+        if name != bare and bare in scores:
             gain = paired_difference(srcc, column, scores[bare], mos, n_boot=n_boot, seed=seed)
-            rows.append(Evaluation(name, len(mos), **numbers, gain=gain.interval, p_value=gain.p_value))
+            row = replace(row, gain=gain.interval, p_value=gain.p_value)
+        rows.append(row)
     return rows
+
+
+def measure_on(judge: Judge, labels: Labels, batch_size: int) -> Callable[[PixelPrompt, Path], dict[str, float]]:
+    """All that evolution may know of labels: a function from a prompt to numbers, which also writes ``eval.json``."""
+
+    def measure(prompt: PixelPrompt, folder: Path) -> dict[str, float]:
+        scores = score_labels(judge, [prompt], labels, batch_size, lambda n=1, **_: None)[0]
+        row = evaluate({"prompt": scores}, labels.mos)[0]
+        write_json(folder / "eval.json", {"labels": str(labels.path), **row.to_dict()})
+        return {name: getattr(row, name).value for name in STATISTICS}
+
+    return measure
+
+
+def write_evaluation(
+    folder: Path, body: Mapping[str, Any], rows: Sequence[Evaluation], labels: Labels, columns: Mapping[str, np.ndarray]
+) -> None:
+    """Write ``evaluation.json``, ``table.md`` and the scores of every image, ``scores.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", body)
+    write_text(folder / "table.md", table(rows) + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "mos", *columns])
+    writer.writerows(zip(labels.names, labels.mos, *columns.values(), strict=True))
+    write_text(folder / "scores.csv", text.getvalue())
 
 
 def table(rows: Sequence[Evaluation]) -> str:

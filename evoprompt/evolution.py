@@ -29,7 +29,18 @@ import torch
 from evoprompt import __version__
 from evoprompt.config import Recipe
 from evoprompt.errors import JudgeError
-from evoprompt.health import Decision, Panel, Reading, above_chance, decide, plan_panel, read_panel, sources_of, split_images, work
+from evoprompt.health import (
+    Decision,
+    Panel,
+    Reading,
+    above_chance,
+    decide,
+    plan_panel,
+    read_panel,
+    sources_of,
+    split_images,
+    work,
+)
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
 from evoprompt.ladder import Chain, Pool, plan_chains
@@ -88,10 +99,13 @@ class Evolution:
         """
         done = self.run.rounds()
         prompt = start if not done else PixelPrompt.load(self.run.path / "prompt")
-        first = self._look(start, 0)
+        with self._timed("look"):
+            first = self._look(start, 0)
         if not done:
             self._begin(start, first)
-        before = first if not self.run.record["accepted_round"] else self._look(prompt, self.run.record["accepted_round"])
+        before = (
+            first if not self.run.record["accepted_round"] else self._look(prompt, self.run.record["accepted_round"])
+        )
         for number in range(max(1, len(done)), self.recipe.rounds + 1):
             prompt, before = self._round(number, prompt, first, before)
         self.run.save(status="finished", finished=now())
@@ -102,9 +116,9 @@ class Evolution:
         accuracy = reading.health.ladder_vote_accuracy
         if not fine and not self.force:
             raise JudgeError(
-                f"judge {self.judge.id} orders known degradations of these images no better than a coin (votes right in "
-                f"{accuracy:.0%} of {reading.health.ladder_steps} steps, at least {low:.0%}), so its votes cannot teach. "
-                "Use another judge or vote.source, or --force to go on all the same."
+                f"judge {self.judge.id} orders known degradations of these images no better than a coin (votes right "
+                f"in {accuracy:.0%} of {reading.health.ladder_steps} steps, at least {low:.0%}), so its votes cannot "
+                "teach. Use another judge or vote.source, or --force to go on all the same."
             )
         self._commit(0, start, start, reading, Decision(True, "where the run starts", 0.0, 0.0), {})
 
@@ -185,7 +199,9 @@ class Evolution:
                 kept += asked * len(pairs)
         return count_votes(votes, vote, sources), votes
 
-    def _train(self, number: int, candidate: PixelPrompt, batches: Sequence[Batch], folder: Path) -> list[dict[str, float]]:
+    def _train(
+        self, number: int, candidate: PixelPrompt, batches: Sequence[Batch], folder: Path
+    ) -> list[dict[str, float]]:
         seed = (self.recipe.seed, number)
         with self.console.progress(f"round {number}/{self.recipe.rounds}  train", self.recipe.train.steps) as advance:
             done = [0]
@@ -194,7 +210,9 @@ class Evolution:
                 advance(step - done[0], **numbers)
                 done[0] = step
 
-            return train_prompt(self.judge, candidate, batches, self.recipe.train, seed, folder / "checkpoints", on_step)
+            return train_prompt(
+                self.judge, candidate, batches, self.recipe.train, seed, folder / "checkpoints", on_step
+            )
 
     def _look(self, prompt: PixelPrompt, number: int) -> Reading:
         self.judge.attach(prompt)
@@ -204,7 +222,13 @@ class Evolution:
             return read_panel(self.judge, self.pool, self.panel, self.recipe.vote, self.block, seed, advance)
 
     def _commit(
-        self, number: int, parent: PixelPrompt, prompt: PixelPrompt, reading: Reading, decision: Decision, numbers: dict[str, float]
+        self,
+        number: int,
+        parent: PixelPrompt,
+        prompt: PixelPrompt,
+        reading: Reading,
+        decision: Decision,
+        numbers: dict[str, float],
     ) -> None:
         folder = self.run.begin(number)
         prompt.origin = self._origin(number)
@@ -265,11 +289,27 @@ TABLE_HEAD = "round  ladder  swaps  spread  agree  gain   verdict"
 
 def _table_row(record: dict[str, Any]) -> str:
     m = record["metrics"]
-    verdict = "start" if not record["round"] else f"{'accepted' if record['accepted'] else 'rejected'}: {record['reason']}"
+    verdict = (
+        "start" if not record["round"] else f"{'accepted' if record['accepted'] else 'rejected'}: {record['reason']}"
+    )
     return (
         f"{record['round']:>5}  {m['health/ladder_rate_accuracy']:6.3f}  {m['health/swap_consistency']:5.2f}  "
         f"{m['health/score_std']:6.3f}  {m['health/agree_compare']:5.3f}  {m.get('gate/gain', 0.0):+.3f}  {verdict}"
     )
+
+
+def plan_lines(recipe: Recipe, judge: Judge, images: ImageSet, out: Path) -> list[str]:
+    """What a run is going to do, for people to read before it starts."""
+    prompt, vote = new_prompt(recipe, judge), recipe.vote
+    asked = vote.views * vote.wordings * sum({"compare": 2, "rate": 1}[source] for source in sources_of(vote))
+    shape = "" if recipe.prompt.kind == "overlay" else f" {recipe.prompt.size} px"
+    blocks = f" in blocks of {recipe.prompt.blocks} px" if recipe.prompt.blocks else ""
+    _, heldout = split_images(len(images), recipe.pairs.heldout, recipe.seed)
+    return [
+        f"prompt   {recipe.prompt.kind}{shape}{blocks}: {prompt.n_values:,} values trained",
+        f"plan     {recipe.rounds} rounds x ({recipe.pairs.per_round:,} pairs x {asked} votes, {recipe.train.steps} "
+        f"steps of {recipe.pairs.group} images); {len(heldout)} of {len(images)} images held out; writes {out}",
+    ]
 
 
 def new_prompt(recipe: Recipe, judge: Judge) -> PixelPrompt:

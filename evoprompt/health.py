@@ -17,7 +17,17 @@ from evoprompt.runs import LADDER, PAIRS, SPLIT, VOTES, stream
 from evoprompt.scoring import level_probabilities
 from evoprompt.stats import agreement_gain, binomial_above_chance, circular_triads
 from evoprompt.tracking import Update
-from evoprompt.voting import SOURCES, PseudoLabel, Seen, Vote, chunks, collect_votes, count_votes, plan_groups, position_bias
+from evoprompt.voting import (
+    SOURCES,
+    PseudoLabel,
+    Seen,
+    Vote,
+    chunks,
+    collect_votes,
+    count_votes,
+    plan_groups,
+    position_bias,
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Reading:
         """Whether these scores order each pair as its pseudo-label does: 1, 0, or 0.5 for a tie, (P,)."""
         gap = np.array([self.scores[label.a] - self.scores[label.b] for label in labels])
         sign = np.sign([label.share - 0.5 for label in labels])
-        return (np.sign(gap) * sign + 1) / 2
+        return np.asarray((np.sign(gap) * sign + 1) / 2)
 
 
 def split_images(n_images: int, heldout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +255,8 @@ def decide(start: Reading, before: Reading, after: Reading, gate: GateConfig, se
     if not labels:
         reason = "no held-out pair passes vote.min_confidence"
     elif not fine:
-        reason = f"votes order the ladder no better than chance ({after.health.ladder_vote_accuracy:.2f}, at least {bound:.2f})"
+        accuracy = after.health.ladder_vote_accuracy
+        reason = f"votes order the ladder no better than chance ({accuracy:.2f}, at least {bound:.2f})"
     elif low <= 0:
         reason = f"held-out agreement {gain:+.3f} (at least {low:+.3f}) is no clear gain"
     elif drop > gate.tolerance:
@@ -290,5 +301,3 @@ def _triads(groups: list[np.ndarray], labels: list[PseudoLabel]) -> float:
 def _spread(scores: np.ndarray) -> dict[str, Any]:
     ends = (scores < 1.25) | (scores > 4.75)
     return {"score_mean": float(scores.mean()), "score_std": float(scores.std()), "ends_fraction": float(ends.mean())}
-
-

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
 
 from evoprompt.errors import JudgeError
 from evoprompt.owl2 import load_owl2
@@ -95,7 +96,7 @@ class OwlJudge:
         self._mean = torch.tensor(constants.image_mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(constants.image_std, device=self.device).view(1, 3, 1, 1)
         self._prompt: PixelPrompt | None = None
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[Question, _Asked] = {}
         # At the image tower, because every road to an answer (forward, generate, TRL) passes there and nowhere else.
         model.model.vision_model.register_forward_pre_hook(self._add_prompt, with_kwargs=True)
         self._check_answers()
@@ -108,31 +109,37 @@ class OwlJudge:
         """
         if prompt is not None and prompt.config.image_size != self.image_size:
             raise JudgeError(
-                f"the prompt was made for {prompt.config.image_size} px images, judge {self.id} sees {self.image_size} px "
-                f"images. Load the judge it was evolved with ({prompt.origin.judge or 'not recorded'})."
+                f"the prompt was made for {prompt.config.image_size} px images, judge {self.id} sees "
+                f"{self.image_size} px images. Load the judge it was evolved with "
+                f"({prompt.origin.judge or 'not recorded'})."
             )
         self._prompt = None if prompt is None else prompt.to(self.device)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Images (B, 3, S, S) float32 in [0, 1] -> visual tokens (B, T, D), differentiable in pixels."""
         pixels = pixels.to(self.device, torch.float32)
-        return self.model.get_visual_tokens((pixels - self._mean) / self._std)
+        seen: Tensor = self.model.get_visual_tokens((pixels - self._mean) / self._std)
+        return seen
 
     def rate(self, seen: Tensor, question: Question) -> Tensor:
         """Visual tokens (B, T, D) -> logits of the five levels, bad to excellent (B, 5) float32."""
         asked = self._ask(question)
-        return self.model.answer_logits([asked.chunks[0], seen, asked.chunks[1]], asked.answers) / question.temperature
+        return self._answer([asked.chunks[0], seen, asked.chunks[1]], asked, question)
 
     def compare(self, first: Tensor, second: Tensor, question: Question) -> Tensor:
         """Visual tokens 2 x (P, T, D) -> logits of (first is better, second is better) (P, 2) float32."""
         asked = self._ask(question)
         segments = [asked.chunks[0], first, asked.chunks[1], second, asked.chunks[2]]
-        logits = self.model.answer_logits(segments, asked.answers) / question.temperature
+        logits = self._answer(segments, asked, question)
         if question.answers == ("first", "second"):
             return logits
         # Graded words (inferior ... superior): their values are the probability that the second image is better.
         chances = torch.stack([torch.tensor([1 - v, v], device=logits.device) for v in question.values])
         return torch.logsumexp(logits[:, :, None] + chances.clamp_min(1e-6).log(), dim=1)
+
+    def _answer(self, segments: list[Tensor], asked: _Asked, question: Question) -> Tensor:
+        logits: Tensor = self.model.answer_logits(segments, asked.answers)
+        return logits / question.temperature
 
     def _add_prompt(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prompt is None:
@@ -148,19 +155,26 @@ class OwlJudge:
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": x})
 
     def _ask(self, question: Question) -> _Asked:
-        if question.text not in self._asked:
-            chunks = self.processor.encode_text(question.text)
-            self._asked[question.text] = _Asked(
+        if question not in self._asked:
+            try:
+                chunks = self.processor.encode_text(question.text)
+            except ValueError as error:
+                raise JudgeError(f"question {question.name!r} cannot be put to judge {self.id}: {error}.") from error
+            self._asked[question] = _Asked(
                 tuple(torch.tensor(ids, dtype=torch.long, device=self.device) for ids in chunks),
                 torch.tensor([self._answer_id(question, word) for word in question.answers], device=self.device),
             )
-        return self._asked[question.text]
+        return self._asked[question]
 
     def _answer_id(self, question: Question, word: str) -> int:
-        ids = self.processor.answer_ids(word)
+        try:
+            ids = self.processor.answer_ids(word)
+        except ValueError:
+            ids = []
         if len(ids) != 1:
+            tokens = f"{len(ids)} tokens" if ids else "not in the vocabulary"
             raise JudgeError(
-                f"question {question.name!r}: answer {word!r} is {len(ids)} tokens for judge {self.id}, one is needed. "
+                f"question {question.name!r}: answer {word!r} is {tokens} for judge {self.id}, one token is needed. "
                 "Ask a question whose answers are single tokens."
             )
         return int(ids[0])
@@ -190,13 +204,15 @@ def load_judge(name: str, revision: str | None, family: str, dtype: str, device:
     kind = DTYPES[dtype] if dtype != "auto" else torch.bfloat16 if target.type == "cuda" else torch.float32
     with importlib.resources.as_file(importlib.resources.files("evoprompt") / "nano") as nano:
         source = str(nano) if name == NANO else name
+    if name == NANO:
+        disable_progress_bar()  # it loads in a blink
     try:
         model, processor = load_owl2(source, revision=revision, dtype=kind, device=target)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise JudgeError(
-            f"judge {name!r} cannot be loaded: {reason}. Give {NANO}, a folder with an mPLUG-Owl2 checkpoint, or a Hub id "
-            f"that is in the local cache or can be downloaded (`hf download {name}`)."
+            f"judge {name!r} cannot be loaded: {reason}. Give {NANO}, a folder with an mPLUG-Owl2 checkpoint, or a Hub "
+            f"id that is in the local cache or can be downloaded (`hf download {name}`)."
         ) from error
     stamp = getattr(model.config, "_commit_hash", None) or revision or weights_fingerprint(Path(source))
     chosen = _family_of(name, model.config) if family == "auto" else family

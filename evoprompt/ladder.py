@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from evoprompt.degrade import KINDS, LADDER_KINDS, degrade
-from evoprompt.images import ImageSet, fit_image, read_image
+from evoprompt.degrade import KINDS, LADDER_KINDS, MIN_SIDE, degrade
+from evoprompt.images import PAD_COLOUR, ImageSet, fit_image, read_image
 from evoprompt.runs import LADDER, stream
 
 # Degrading a 40-megapixel photo takes seconds a step and is scaled down afterwards anyway.
@@ -48,9 +48,7 @@ class Pool:
         max_bytes: fitted images kept in memory at most.
     """
 
-    def __init__(
-        self, images: ImageSet, fit: str, size: int, views: int, seed: int, max_bytes: int = 1 << 30
-    ) -> None:
+    def __init__(self, images: ImageSet, fit: str, size: int, views: int, seed: int, max_bytes: int = 1 << 30) -> None:
         self.images, self.fit, self.size, self.views, self.seed = images, fit, size, views, seed
         self._degraded: list[tuple[int, str, float]] = []
         self._keys: dict[tuple[int, str, float], int] = {}
@@ -94,6 +92,8 @@ class Pool:
         image, kind, strength = self._degraded[key - len(self.images)]
         picture = read_image(self.images.records[image].path)
         picture.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+        if min(picture.size) < MIN_SIDE:
+            picture = ImageOps.expand(picture, MIN_SIDE, PAD_COLOUR)
         if not strength:
             return picture
         # One stream a chain, so that a stronger step is the same noise or the same blocks, only stronger.
@@ -118,7 +118,9 @@ def plan_chains(
         The chains, image by image.
     """
     chosen = rng.permutation(np.asarray(images))[:n_images]
-    deck = [kind for _ in range(-(-len(chosen) * n_kinds // len(LADDER_KINDS))) for kind in rng.permutation(LADDER_KINDS)]
+    deck = [
+        kind for _ in range(-(-len(chosen) * n_kinds // len(LADDER_KINDS))) for kind in rng.permutation(LADDER_KINDS)
+    ]
     return [
         pool.chain(int(image), str(kind), levels)
         for k, image in enumerate(chosen)

@@ -22,6 +22,7 @@ from evoprompt.images import ImageRecord, ImageSet
 from evoprompt.judge import Judge
 from evoprompt.prompts import PixelPrompt
 from evoprompt.runs import Run, write_text
+from evoprompt.scoring import fits
 from evoprompt.tracking import Console, Mirror
 
 MIN_IMAGES = 8
@@ -63,7 +64,12 @@ def evolve(
         RunError: when ``out`` is in use or training fails.
     """
     if len(images) < MIN_IMAGES:
-        raise DataError(f"{len(images)} distinct images are too few to hold some out and vote on the rest; give at least {MIN_IMAGES}.")
+        raise DataError(
+            f"{len(images)} distinct images are too few to hold some out and vote on the rest; "
+            f"give at least {MIN_IMAGES}."
+        )
+    if init_prompt is not None:
+        fits(init_prompt, judge)
     start = init_prompt or new_prompt(recipe, judge)
     record = {
         "version": __version__,
@@ -161,7 +167,9 @@ def _same_identity(run: Run, judge: Judge) -> None:
 
 def _save_images(path: Path, images: ImageSet, train: np.ndarray) -> None:
     roles = np.where(np.isin(np.arange(len(images)), train), "train", "heldout")
-    columns: dict[str, list[Any]] = {key: [getattr(r, key) for r in images.records] for key in ("name", "sha256", "width", "height")}
+    columns: dict[str, list[Any]] = {
+        key: [getattr(r, key) for r in images.records] for key in ("name", "sha256", "width", "height")
+    }
     columns["path"] = [str(record.path.resolve()) for record in images.records]
     columns["role"] = roles.tolist()
     parquet.write_table(pyarrow.table(columns), path)
@@ -175,7 +183,8 @@ def _load_images(path: Path) -> ImageSet:
     """
     rows = parquet.read_table(path).to_pylist()
     records = tuple(
-        ImageRecord(path=Path(r["path"]), name=r["name"], sha256=r["sha256"], width=r["width"], height=r["height"]) for r in rows
+        ImageRecord(path=Path(r["path"]), name=r["name"], sha256=r["sha256"], width=r["width"], height=r["height"])
+        for r in rows
     )
     wrong = [
         f"{record.path} ({'changed' if record.path.is_file() else 'missing'})"
@@ -183,5 +192,8 @@ def _load_images(path: Path) -> ImageSet:
         if not record.path.is_file() or hashlib.sha256(record.path.read_bytes()).hexdigest() != record.sha256
     ]
     if wrong:
-        raise RunError(f"{len(wrong)} of {len(records)} images of this run are not as they were: {listed(wrong)}. Put them back, or start a new run with --init-prompt.")
+        raise RunError(
+            f"{len(wrong)} of {len(records)} images of this run are not as they were: {listed(wrong)}. "
+            "Put them back, or start a new run with --init-prompt."
+        )
     return ImageSet(records=records, sources=())

@@ -128,7 +128,9 @@ class Run:
         rounds = self.rounds()
         accepted = max((r["round"] for r in rounds if r["accepted"]), default=0)
         self._settle_prompt(accepted)
-        lines = [json.dumps(line) for record in rounds for line in _metric_lines(self.round_path(record["round"]), record)]
+        lines = [
+            json.dumps(line) for record in rounds for line in _metric_lines(self.round_path(record["round"]), record)
+        ]
         write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
         self.save(accepted_round=accepted)
 
@@ -170,7 +172,9 @@ def check_new(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if (path / "run.json").is_file():
-        raise RunError(f"{path} already holds a run. Continue it with 'evoprompt resume {path}', or choose a new --out.")
+        raise RunError(
+            f"{path} already holds a run. Continue it with 'evoprompt resume {path}', or choose a new --out."
+        )
     raise RunError(f"{path} is not an empty folder. Choose a new one with --out.")
 
 
@@ -181,10 +185,14 @@ def read_record(path: Path) -> dict[str, Any]:
         RunError: when the folder is not a run or was written by a newer version.
     """
     if not (path / "run.json").is_file():
-        raise RunError(f"{path} is not a run: it has no run.json. Give the folder that was --out of 'evoprompt evolve'.")
+        raise RunError(
+            f"{path} is not a run: it has no run.json. Give the folder that was --out of 'evoprompt evolve'."
+        )
     record: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
     if record["schema"] > SCHEMA:
-        raise RunError(f"{path} was written by a newer evoprompt ({record['version']}). Install that version or a later one.")
+        raise RunError(
+            f"{path} was written by a newer evoprompt ({record['version']}). Install that version or a later one."
+        )
     return record
 
 

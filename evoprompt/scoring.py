@@ -63,7 +63,7 @@ def score_views(judge: Judge, views: np.ndarray) -> tuple[np.ndarray, np.ndarray
     question = judge.family.rate[0]
     with torch.no_grad():
         seen = judge.encode(torch.from_numpy(views).flatten(0, 1).float() / 255)
-        logits = judge.rate(seen, question).unflatten(0, views.shape[:2])
+        logits = judge.rate(seen, question).view(*views.shape[:2], -1)
     probabilities = level_probabilities(logits).cpu().double().numpy()
     return probabilities @ np.array(question.values), probabilities
 
@@ -127,14 +127,16 @@ class Scorer:
             for name, picture in batch:
                 try:
                     opened = read_image(Path(name)) if picture is None else picture
-                    fitted.append(fit_image(opened, self.judge.family.fit, self.judge.image_size, self.judge.family.views))
+                    fitted.append(
+                        fit_image(opened, self.judge.family.fit, self.judge.image_size, self.judge.family.views)
+                    )
                     errors.append("")
                 except DataError as error:
                     errors.append(str(error))
             numbers = zip(*score_views(self.judge, np.stack(fitted)), strict=True) if fitted else iter(())
-            for (name, _), error in zip(batch, errors, strict=True):
-                if error:
-                    yield Score(name, None, None, error)
+            for (name, _), reason in zip(batch, errors, strict=True):
+                if reason:
+                    yield Score(name, None, None, reason)
                 else:
                     score, probabilities = next(numbers)
                     yield Score(name, float(score), tuple(probabilities.tolist()))
@@ -152,9 +154,14 @@ def load_prompt(path: str | Path | None) -> PixelPrompt | None:
         return None
     folder = Path(path)
     if not folder.exists():
-        raise DataError(f"prompt {folder} does not exist. Give a run folder, a prompt folder, or none for the bare judge.")
+        raise DataError(
+            f"prompt {folder} does not exist. Give a run folder, a prompt folder, or none for the bare judge."
+        )
     if (folder / "run.json").is_file() and not (folder / "prompt").is_dir():
-        raise DataError(f"run {folder} has no prompt yet: it stopped before its first round. Continue it with 'evoprompt resume {folder}'.")
+        raise DataError(
+            f"run {folder} has no prompt yet: it stopped before its first round. "
+            f"Continue it with 'evoprompt resume {folder}'."
+        )
     return PixelPrompt.load(folder / "prompt" if (folder / "prompt").is_dir() else folder)
 
 
@@ -165,18 +172,30 @@ def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: s
         DataError: when they belong to different judges, or to another one than was asked for.
         JudgeError: when it cannot be loaded.
     """
-    origins = {(p.origin.judge, p.origin.revision, p.origin.family) for p in prompts if p is not None}
+    given = [p for p in prompts if p is not None]
+    origins = {(p.origin.judge, p.origin.revision, p.origin.family) for p in given}
     if len(origins) > 1:
         listed = " and ".join(f"{judge}@{revision}" for judge, revision, _ in sorted(origins))
         raise DataError(f"the prompts were evolved with different judges ({listed}). Measure them one judge at a time.")
     wanted, revision, family = next(iter(origins), (name or NANO, None, "auto"))
     loaded = load_judge(name or wanted, _hub_revision(name or wanted, revision), family, dtype, device)
-    if origins and (loaded.revision != revision):
-        raise DataError(
-            f"the prompt was evolved with judge {wanted}@{revision}; this judge is {loaded.id}@{loaded.revision}. "
-            f"Load that one with --judge {wanted}, or evolve a prompt for this one."
-        )
+    for prompt in given:
+        fits(prompt, loaded)
     return loaded
+
+
+def fits(prompt: PixelPrompt, judge: Judge) -> None:
+    """Check that a prompt was evolved with this judge.
+
+    Raises:
+        DataError: when it was evolved with another one.
+    """
+    origin = prompt.origin
+    if (origin.judge, origin.revision) != (judge.id, judge.revision):
+        raise DataError(
+            f"the prompt was evolved with judge {origin.judge}@{origin.revision}; this judge is "
+            f"{judge.id}@{judge.revision}. Load that one with --judge {origin.judge}, or evolve a prompt for this one."
+        )
 
 
 def _hub_revision(name: str, revision: str | None) -> str | None:
@@ -191,10 +210,14 @@ def _pictures(image: Picture) -> list[tuple[str, Image.Image | None]]:
         return [(getattr(image, "filename", "") or "image", as_rgb(image))]
     shape = tuple(image.shape)
     if image.ndim not in (3, 4) or shape[-3] != 3 or not image.is_floating_point():
-        raise DataError(f"a tensor of shape {shape} and dtype {image.dtype} is not an image; give floats (3, H, W) or (B, 3, H, W).")
+        raise DataError(
+            f"a tensor of shape {shape} and dtype {image.dtype} is not an image; give floats (3, H, W) or (B, 3, H, W)."
+        )
     low, high = float(image.min()), float(image.max())
     if not 0 <= low <= high <= 1:
-        raise DataError(f"tensor values lie between {low:g} and {high:g}; they must be RGB in [0, 1]. Divide 8-bit values by 255.")
+        raise DataError(
+            f"tensor values lie between {low:g} and {high:g}; they must be RGB in [0, 1]. Divide 8-bit values by 255."
+        )
     batch = image if image.ndim == 4 else image[None]
     arrays = (batch * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [(f"tensor {k}", Image.fromarray(array)) for k, array in enumerate(arrays)]

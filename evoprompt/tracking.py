@@ -89,7 +89,9 @@ def start_mirror(kind: str, name: str, config: Mapping[str, Any], folder: str) -
     import wandb
 
     online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-    mode = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
-    run = wandb.init(project="evoprompt", id=name, name=name, resume="allow", config=dict(config), dir=folder, mode=mode)
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
+    run = wandb.init(
+        project="evoprompt", id=name, name=name, resume="allow", config=dict(config), dir=folder, mode=mode
+    )
     where = run.url if mode == "online" else f"offline, 'wandb sync {run.settings.sync_dir}' uploads it"
     return lambda metrics: run.log(dict(metrics)), f"wandb    {where}"

@@ -41,7 +41,7 @@ class Batch:
 
 
 class _Steps(Dataset[dict[str, Tensor]]):
-    """The batch of every step, decided by coordinates alone: order and view do not depend on where a run was stopped."""
+    """The batch of every step, decided by coordinates alone: order and view do not depend on where a run stopped."""
 
     def __init__(self, batches: Sequence[Batch], steps: int, seed: Sequence[int]) -> None:
         self.batches, self.steps, self.seed = batches, steps, tuple(seed)
@@ -63,7 +63,7 @@ class _Steps(Dataset[dict[str, Tensor]]):
 
 
 class PromptedRating(nn.Module):
-    """Images to rating loss. It owns the prompt; the judge is used, not owned, so nothing else can train or be saved."""
+    """Images to rating loss. It owns the prompt; the judge is only used, so nothing else can train or be saved."""
 
     def __init__(self, judge: Judge, prompt: PixelPrompt, config: TrainConfig) -> None:
         super().__init__()
@@ -78,7 +78,9 @@ class PromptedRating(nn.Module):
         question = judge.family.rate[0]
         logits = judge.rate(judge.encode(pixels), question)
         values = torch.tensor(question.values, device=logits.device)
-        return {"loss": rating_fidelity(logits, values, pairs.to(logits.device), targets.to(logits.device), self._objective)}
+        return {
+            "loss": rating_fidelity(logits, values, pairs.to(logits.device), targets.to(logits.device), self._objective)
+        }
 
 
 class _Watch(TrainerCallback):
@@ -94,8 +96,8 @@ class _Watch(TrainerCallback):
             return
         if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
             raise RunError(
-                f"the loss became {logs['loss']} at step {state.global_step} (lr {logs['learning_rate']:g}). The last good "
-                "round is kept; start a new run with a smaller train.lr or judge.dtype=float32."
+                f"the loss became {logs['loss']} at step {state.global_step} (lr {logs['learning_rate']:g}). The last "
+                "good round is kept; start a new run with a smaller train.lr or judge.dtype=float32."
             )
         self.on_step(state.global_step, self.steps, {"loss": logs["loss"]})
 
@@ -127,7 +129,9 @@ def train_prompt(
         RunError: when the loss is not finite, or no pair was kept.
     """
     if not batches:
-        raise RunError("no pair passed vote.min_confidence, so there is nothing to train on. Lower it, or ask for more pairs.")
+        raise RunError(
+            "no pair passed vote.min_confidence, so there is nothing to train on. Lower it, or ask for more pairs."
+        )
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -164,8 +168,12 @@ def train_prompt(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     return [
-        {"step": row["step"], "train/loss": row["loss"], "train/lr": row["learning_rate"],
-         "train/grad_norm": row.get("grad_norm", math.nan)}
+        {
+            "step": row["step"],
+            "train/loss": row["loss"],
+            "train/lr": row["learning_rate"],
+            "train/grad_norm": row.get("grad_norm", math.nan),
+        }
         for row in trainer.state.log_history
         if "loss" in row
     ]
@@ -181,5 +189,3 @@ def _last_checkpoint(folder: Path) -> str | None:
             return str(path)
         shutil.rmtree(path)
     return None
-
-

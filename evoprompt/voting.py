@@ -128,11 +128,11 @@ class Seen:
         self._tokens: dict[int, Tensor] = {}
         self._ratings: dict[tuple[str, int], Tensor] = {}
 
-    def tokens(self, images: Sequence[int], view: int) -> Tensor:
+    def tokens(self, images: Iterable[int], view: int) -> Tensor:
         """Encoded view of images, (B, T, D)."""
         return torch.stack([self._image(int(i))[view] for i in images])
 
-    def ratings(self, images: Sequence[int], question: Question) -> Tensor:
+    def ratings(self, images: Sequence[int] | np.ndarray, question: Question) -> Tensor:
         """Level logits of every view of images, (B, V, 5) float32."""
         for image in images:
             if (question.name, int(image)) not in self._ratings:
@@ -147,14 +147,14 @@ class Seen:
             n, v = views.shape[:2]
             with torch.no_grad():
                 tokens = self.judge.encode(views.flatten(0, 1).float() / 255)
-            self._tokens.update(zip(members, tokens.unflatten(0, (n, v)), strict=True))
+            self._tokens.update(zip(members, tokens.view(n, v, *tokens.shape[1:]), strict=True))
         return self._tokens[image]
 
     def _rate_block(self, block: int, question: Question) -> None:
         members = self._order[block * self._block : (block + 1) * self._block]
         tokens = torch.stack([self._image(i) for i in members])
         with torch.no_grad():
-            logits = self.judge.rate(tokens.flatten(0, 1), question).unflatten(0, tokens.shape[:2]).cpu()
+            logits = self.judge.rate(tokens.flatten(0, 1), question).view(*tokens.shape[:2], -1).cpu()
         for image, row in zip(members, logits, strict=True):
             self._ratings[question.name, image] = row
 
@@ -205,9 +205,12 @@ def collect_votes(
 def _rating_preference(seen: Seen, pairs: np.ndarray, question: Question, view: int) -> list[float]:
     """Log-odds that ``a`` is better when the two are rated one at a time (Thurstone)."""
     values = torch.tensor(question.values)
-    mean, variance = zip(*(level_moments(seen.ratings(pairs[:, k], question)[:, view], values) for k in (0, 1)), strict=True)
+    mean, variance = zip(
+        *(level_moments(seen.ratings(pairs[:, k], question)[:, view], values) for k in (0, 1)), strict=True
+    )
     z = prefer_z(mean[0], mean[1], variance[0], variance[1], RATE_GAMMA)
-    return (torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)).tolist()
+    logits: list[float] = (torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)).tolist()
+    return logits
 
 
 def _draw(votes: list[Vote], draws: int, seed: Sequence[int]) -> list[Vote]:

@@ -27,15 +27,18 @@ torch.set_num_threads(1)
 def base_picture() -> np.ndarray:
     """The picture that every toy image is a disturbed copy of: (48, 48, 3) float in [0, 1]."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-    planes = [0.5 + 0.2 * np.sin(9 * x + k) * np.cos(7 * y - k) + 0.06 * np.sign(np.sin(40 * x * y + k)) for k in range(3)]
+    planes = [
+        0.5 + 0.2 * np.sin(9 * x + k) * np.cos(7 * y - k) + 0.06 * np.sign(np.sin(40 * x * y + k)) for k in range(3)
+    ]
     return np.clip(np.stack(planes, axis=-1), 0, 1)
 
 
 class ScriptedJudge:
     """A judge that knows the undisturbed picture.
 
-    It compares by the distance to that picture, right in a known share of the pairs. Its rating mixes that distance with
-    a nuisance, the brightness of the image, and only the blue of the border says how much: a prompt can learn to ignore it.
+    It compares by the distance to that picture, right in a known share of the pairs. Its rating mixes that distance
+    with a nuisance, the brightness of the image, and only the blue of the border says how much: a prompt can learn to
+    ignore it.
     """
 
     id, revision, family, image_size = "scripted", "0", FAMILIES["owl2"], SIDE

@@ -39,7 +39,9 @@ def test_srcc_on_unseen_images_rises_with_a_judge_that_votes_right_in_four_of_fi
     assert evolved > bare + 0.1
 
 
-def test_a_judge_that_flips_coins_is_refused_before_the_first_round(toys: ImageSet, quick: Recipe, tmp_path: Path) -> None:
+def test_a_judge_that_flips_coins_is_refused_before_the_first_round(
+    toys: ImageSet, quick: Recipe, tmp_path: Path
+) -> None:
     with pytest.raises(JudgeError, match="no better than a coin"):
         evolve(quick, toys, tmp_path / "run", ScriptedJudge(blind=True))
 
@@ -86,7 +88,16 @@ def whole(toys: ImageSet, quick: Recipe, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("stage", "after"),
-    [("start", 0), ("start", 2), ("1/2  vote", 1), ("1/2  train", 2), ("1/2  train", 15), ("1/2  look", 1), ("2/2  vote", 3), ("2/2  train", 9)],
+    [
+        ("start", 0),
+        ("start", 2),
+        ("1/2  vote", 1),
+        ("1/2  train", 2),
+        ("1/2  train", 15),
+        ("1/2  look", 1),
+        ("2/2  vote", 3),
+        ("2/2  train", 9),
+    ],
 )
 def test_a_run_killed_at_any_stage_resumes_to_the_same_bytes(
     whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path, stage: str, after: int
@@ -111,15 +122,21 @@ def test_a_torn_line_of_votes_is_asked_again(whole: Path, toys: ImageSet, quick:
     assert (tmp_path / "run/rounds/001/votes.jsonl").read_bytes() == (whole / "rounds/001/votes.jsonl").read_bytes()
 
 
-def test_a_run_extended_by_a_round_equals_one_planned_that_long(whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path) -> None:
+def test_a_run_extended_by_a_round_equals_one_planned_that_long(
+    whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path
+) -> None:
     short = evolve(replace(quick, rounds=1), toys, tmp_path / "short", ScriptedJudge(accuracy=0.8))
     resume(short, lambda recipe: ScriptedJudge(accuracy=0.8), rounds=2)
-    assert (short / "rounds/002/prompt/model.safetensors").read_bytes() == (whole / "rounds/002/prompt/model.safetensors").read_bytes()
+    assert (short / "rounds/002/prompt/model.safetensors").read_bytes() == (
+        whole / "rounds/002/prompt/model.safetensors"
+    ).read_bytes()
     with pytest.raises(RunError, match="Rounds can only be added"):
         resume(short, lambda recipe: ScriptedJudge(accuracy=0.8), rounds=1)
 
 
-def test_measuring_on_labels_does_not_change_the_prompt(whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path) -> None:
+def test_measuring_on_labels_does_not_change_the_prompt(
+    whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path
+) -> None:
     asked = []
 
     def measure(prompt: PixelPrompt, folder: Path) -> dict[str, float]:
@@ -136,8 +153,14 @@ def test_a_run_leaves_exactly_these_files(whole: Path) -> None:
     found = {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()}
     prompt = {"config.json", "model.safetensors", "seen.txt"}
     expected = {"recipe.yaml", "run.json", "images.parquet", "metrics.jsonl"}
-    expected |= {f"{folder}/{name}" for folder in ("start", "prompt", *(f"rounds/{n:03d}/prompt" for n in range(3))) for name in prompt}
-    expected |= {f"rounds/{n:03d}/{name}" for n in range(3) for name in ("round.json", "votes.jsonl", "pseudo_labels.csv")}
+    expected |= {
+        f"{folder}/{name}"
+        for folder in ("start", "prompt", *(f"rounds/{n:03d}/prompt" for n in range(3)))
+        for name in prompt
+    }
+    expected |= {
+        f"rounds/{n:03d}/{name}" for n in range(3) for name in ("round.json", "votes.jsonl", "pseudo_labels.csv")
+    }
     expected |= {f"rounds/{n:03d}/steps.jsonl" for n in (1, 2)}
     assert found == expected
 
@@ -150,7 +173,9 @@ def test_held_out_images_are_never_voted_on_for_training(whole: Path) -> None:
     assert not images(0) & (images(1) | images(2))
 
 
-def test_changed_or_missing_images_stop_a_resume(toys: ImageSet, quick: Recipe, toy_folder: Path, tmp_path: Path) -> None:
+def test_changed_or_missing_images_stop_a_resume(
+    toys: ImageSet, quick: Recipe, toy_folder: Path, tmp_path: Path
+) -> None:
     run = evolve(quick, toys, tmp_path / "run", ScriptedJudge(accuracy=0.8))
     (toy_folder / "toy00.png").unlink()
     shutil.copy(toy_folder / "toy02.png", toy_folder / "toy01.png")

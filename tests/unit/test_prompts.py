@@ -78,11 +78,13 @@ def test_the_result_stays_in_range() -> None:
     with torch.no_grad():
         prompt.theta.normal_(std=3)
     out = prompt(torch.rand(3, 3, 8, 8))
-    assert 0 <= out.min() and out.max() <= 1
+    assert out.min() >= 0 and out.max() <= 1
 
 
 def _saved(folder: Path) -> PixelPrompt:
-    prompt = PixelPrompt(PromptConfig(kind="border", image_size=16, size=4, blocks=4), Origin(judge="j", revision="r", seen=("ab", "cd")))
+    prompt = PixelPrompt(
+        PromptConfig(kind="border", image_size=16, size=4, blocks=4), Origin(judge="j", revision="r", seen=("ab", "cd"))
+    )
     with torch.no_grad():
         prompt.theta.normal_()
     prompt.save(folder)

@@ -20,7 +20,9 @@ def _pixels(key: int) -> np.ndarray:
     return np.stack([picture, picture[:, :, ::-1]])
 
 
-def _vote(logit: float, order: str = "ab", source: str = "compare", question: str = "q", view: int = 0, **more: int) -> Vote:
+def _vote(
+    logit: float, order: str = "ab", source: str = "compare", question: str = "q", view: int = 0, **more: int
+) -> Vote:
     return Vote(pair=0, a=0, b=1, source=source, question=question, view=view, order=order, logit=logit, **more)
 
 
@@ -54,7 +56,9 @@ def test_position_bias_of_any_size_is_removed_and_measured(bias: float) -> None:
     pairs = pairs_of(np.arange(6))
 
     def labels(order_bias: float) -> tuple[list[float], list[Vote]]:
-        votes = collect_votes(Seen(ScriptedJudge(order_bias=order_bias), range(6), _pixels, 4), pairs, EXACT, ("compare",), (0, 1))
+        votes = collect_votes(
+            Seen(ScriptedJudge(order_bias=order_bias), range(6), _pixels, 4), pairs, EXACT, ("compare",), (0, 1)
+        )
         return [label.share for label in count_votes(votes, EXACT)], votes
 
     biased, votes = labels(bias)
@@ -64,7 +68,9 @@ def test_position_bias_of_any_size_is_removed_and_measured(bias: float) -> None:
 
 
 def test_the_votes_of_a_pair_are_orders_times_wordings_times_views() -> None:
-    votes = collect_votes(Seen(ScriptedJudge(), range(3), _pixels, 4), pairs_of(np.arange(3)), EXACT, ("compare", "rate"), (0, 1))
+    votes = collect_votes(
+        Seen(ScriptedJudge(), range(3), _pixels, 4), pairs_of(np.arange(3)), EXACT, ("compare", "rate"), (0, 1)
+    )
     per_pair = [v for v in votes if v.pair == 1]
     assert len([v for v in per_pair if v.source == "compare"]) == 2 * 2 * 2
     assert len([v for v in per_pair if v.source == "rate"]) == 2 * 2
@@ -131,6 +137,8 @@ def test_sampled_votes_are_drawn_from_coordinates_and_counted_by_majority() -> N
 
 def test_many_draws_approach_the_exact_share() -> None:
     config = VoteConfig(mode="sampled", draws=20_000, wordings=1, views=1, min_confidence=0.5)
-    votes = collect_votes(Seen(ScriptedJudge(), range(2), _pixels, 4), pairs_of(np.arange(2)), config, ("compare",), (0, 1))
+    votes = collect_votes(
+        Seen(ScriptedJudge(), range(2), _pixels, 4), pairs_of(np.arange(2)), config, ("compare",), (0, 1)
+    )
     exact = np.mean([1 / (1 + math.exp(-v.logit)) for v in votes])
     assert count_votes(votes, config)[0].share == pytest.approx(exact, abs=0.02)

@@ -1,0 +1,85 @@
+"""What every command that costs something says first and last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+from pyarrow import parquet
+
+from evoprompt.config import Recipe
+from evoprompt.errors import listed
+from evoprompt.evolution import TABLE_HEAD
+from evoprompt.images import ImageSet, scan_images
+from evoprompt.judge import NANO, OwlJudge, load_judge
+from evoprompt.labels import Labels, without_seen
+from evoprompt.report import verdict, write_report
+from evoprompt.tracking import Console, Mirror, start_mirror
+
+INTERRUPTED = 130
+
+
+def open_images(sources: Sequence[Path], skip: bool, console: Console) -> ImageSet:
+    """Scan the images and say what was found."""
+    images = scan_images(sources, skip_unreadable=skip)
+    console.say(
+        f"images   {len(images) + images.duplicates + len(images.skipped)} found, {len(images)} distinct, "
+        f"{len(images.skipped)} unreadable"
+        + (f": {listed([f'{n} ({why})' for n, why in images.skipped])}" if images.skipped else "")
+    )
+    return images
+
+
+def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
+    """Load the judge that a recipe names and say what it is."""
+    wanted = recipe.judge
+    loaded = load_judge(wanted.id, wanted.revision, wanted.family, wanted.dtype, device)
+    total = sum(p.numel() for p in loaded.model.parameters())
+    note = ", the small embedded judge (docs/nano.md says what it can do)" if wanted.id == NANO else ""
+    kind = str(loaded.model.dtype).removeprefix("torch.")
+    console.say(
+        f"judge    {loaded.id}@{loaded.revision}{note}; {kind}, {loaded.device}; "
+        f"0 of {total / 1e6:,.1f} M parameters trained"
+    )
+    return loaded
+
+
+def unseen(labels: Labels, seen: Sequence[str], what: str, console: Console) -> Labels:
+    """The labels that may be measured on; says so when some of their images were seen while evolving."""
+    left, n_seen = without_seen(labels, seen, what)
+    if n_seen and what == "keep":
+        console.say(f"warning  {n_seen} of the {len(labels)} evaluation images were seen; this is not a test.")
+    return left
+
+
+def seen_by(run: Path) -> list[str]:
+    """Hashes of the images of a run."""
+    return [str(digest) for digest in parquet.read_table(run / "images.parquet")["sha256"].to_pylist()]
+
+
+def open_mirror(kind: str, out: Path, recipe: Recipe, console: Console) -> Mirror:
+    """Where metrics go besides the run directory."""
+    mirror, line = start_mirror(kind, out.name, recipe.to_dict(), str(out.parent))
+    if line:
+        console.say(line)
+    return mirror
+
+
+def finish(out: Path, console: Console, go: Callable[[], Path]) -> None:
+    """Run, and end with what came of it and what to type next."""
+    console.say(TABLE_HEAD)
+    try:
+        go()
+    except KeyboardInterrupt:
+        if (out / "run.json").is_file():
+            console.say(f"interrupted; nothing is lost. Continue with: evoprompt resume {out}")
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        raise
+    page = write_report(out)
+    console.say()
+    for line in verdict(out):
+        console.say(line)
+    console.say(f"files    {out}: prompt/ (the accepted prompt), rounds/, metrics.jsonl")
+    console.say(f"report   {page}")
+    console.say(f"next     evoprompt score IMAGES -p {out}")

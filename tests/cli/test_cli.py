@@ -1,0 +1,260 @@
+"""The commands, as people type them: what comes out, where, with which exit code, and what they say to bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from evoprompt import __version__
+from evoprompt.cli import main
+from evoprompt.degrade import degrade
+from evoprompt.evolution import Evolution
+
+TINY = [
+    "-s", "pairs.per_round=40", "-s", "pairs.group=6", "-s", "vote.wordings=1", "-s", "vote.views=1", "-s", "train.steps=4",
+    "-s", "train.save_every=2", "-s", "ladder.images=4", "-s", "ladder.kinds=4", "-s", "ladder.levels=2",
+]  # fmt: skip
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen smooth pictures, noisier and noisier, with their order in labels.csv."""
+    folder = tmp_path_factory.mktemp("photos")
+    y, x = np.mgrid[:200, :240] / 40
+    rows = [("image", "mos")]
+    for k in range(16):
+        rng = np.random.default_rng(k)
+        planes = [127 + 90 * np.sin(x * (1 + c) + k) * np.cos(y - c) for c in range(3)]
+        picture = degrade(np.stack(planes, -1).astype(np.uint8), "white_noise", 0.2 + 0.3 * k, rng)
+        Image.fromarray(picture).save(folder / f"p{k:02d}.png")
+        rows.append((f"p{k:02d}.png", str(16 - k)))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = run(
+        "evolve", "--unlabeled", photos, "-r", "nano", "--device", "cpu", "-o", out, "--rounds", 1, "--force", *TINY
+    )
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.parametrize("command", ["evolve", "resume", "score", "evaluate", "judge", "recipes", "doctor", "report"])
+def test_every_command_has_help_and_at_most_sixteen_options(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert len([p for p in main.commands[command].params if p.param_type_name == "option"]) <= 16
+
+
+def test_help_answers_at_once_without_torch() -> None:
+    code = "import sys; from evoprompt.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.monotonic() - started < 3
+
+
+def test_a_run_ends_with_what_came_of_it_and_what_to_type_next(photos: Path, tmp_path: Path) -> None:
+    result = run(
+        "evolve",
+        "--unlabeled",
+        photos,
+        "-r",
+        "nano",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "r",
+        "--rounds",
+        1,
+        "--force",
+        *TINY,
+    )
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    said = result.stderr
+    assert "owl2-nano@" in said and "0 of 4.7 M parameters trained" in said
+    assert "nothing helped" in said or "it helped" in said
+    assert f"next     evoprompt score IMAGES -p {tmp_path / 'r'}" in said
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    result = run("evolve", "--unlabeled", photos, "-r", "nano", "-o", tmp_path / "r", "--dry-run")
+    assert result.exit_code == 0
+    assert (
+        "plan     2 rounds x (1,000 pairs x 8 votes, 60 steps of 12 images); 4 of 16 images held out" in result.stderr
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_score_prints_one_row_an_image_on_stdout(photos: Path, finished: Path) -> None:
+    result = run("score", photos, photos / "p00.png", "-p", finished, "--device", "cpu")
+    assert result.exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert list(rows[0]) == ["image", "score", "p_bad", "p_poor", "p_fair", "p_good", "p_excellent", "error"]
+    assert len(rows) == 17
+    assert all(1 <= float(row["score"]) <= 5 and not row["error"] for row in rows)
+    assert rows[0]["score"] == rows[16]["score"]
+
+
+def test_score_writes_a_file_and_exits_3_when_an_image_is_broken(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes((photos / "p00.png").read_bytes())
+    (tmp_path / "torn.png").write_bytes((photos / "p01.png").read_bytes()[:500])
+    result = run("score", tmp_path / "good.png", tmp_path / "torn.png", "-o", tmp_path / "s.csv", "--device", "cpu")
+    assert result.exit_code == 3
+    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
+    assert rows[0]["score"] and not rows[1]["score"] and "torn.png" in rows[1]["error"]
+    assert "1 of 2 images could not be read" in result.stderr
+
+
+def test_evaluate_puts_the_bare_judge_beside_the_prompt(photos: Path, finished: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", finished, "--eval-mos", photos / "labels.csv", "--seen", "keep", "--device", "cpu")
+    result = run(*arguments, "-o", tmp_path / "e", "--json")
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    assert [row["name"] for row in body["rows"]] == ["none", str(finished)]
+    assert set(body["rows"][1]) == {"name", "n", "srcc", "plcc", "krcc", "gain", "p_value"}
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["evaluation.json", "scores.csv", "table.md"]
+    assert "16 of the 16 evaluation images were seen" in result.stderr
+    assert run(*arguments).stdout.startswith("| prompt | n | SRCC [95 %] |")
+
+
+def test_images_seen_while_evolving_are_no_test(photos: Path, finished: Path, tmp_path: Path) -> None:
+    result = run("evaluate", finished, "--eval-mos", photos / "labels.csv", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "16 of the 16 evaluation images were also used to evolve (same content)" in result.stderr
+    result = run(
+        "evolve", "--unlabeled", photos, "--eval-mos", photos / "labels.csv", "-o", tmp_path / "r", "-r", "nano"
+    )
+    assert result.exit_code == 2 and not (tmp_path / "r").exists()
+
+
+def test_judge_prints_its_health(photos: Path) -> None:
+    result = run("judge", photos, "-r", "nano", "--device", "cpu", *TINY)
+    assert result.exit_code == 0
+    assert "ladder_vote_accuracy" in result.stdout and "swap_consistency" in result.stdout
+    assert "as a source of votes this judge" in result.stderr
+    assert (
+        json.loads(run("judge", photos, "-r", "nano", "--json", "--device", "cpu", *TINY).stdout)["ladder_steps"] == 32
+    )
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Evolution._train
+
+    def interrupted(self, *arguments):  # type: ignore[no-untyped-def]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evolution, "_train", interrupted)
+    out = tmp_path / "r"
+    result = run(
+        "evolve", "--unlabeled", photos, "-r", "nano", "--device", "cpu", "-o", out, "--rounds", 1, "--force", *TINY
+    )
+    assert result.exit_code == 130
+    assert f"nothing is lost. Continue with: evoprompt resume {out}" in result.stderr
+    monkeypatch.setattr(Evolution, "_train", plain)
+    assert run("resume", out).exit_code == 0
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+    assert "is finished: 1 rounds. Extend it with --rounds." in run("resume", out).stderr
+
+
+def test_recipes_are_listed_printed_and_checked(tmp_path: Path) -> None:
+    assert "nano" in run("recipes").stdout
+    printed = run("recipes", "nano").stdout
+    (tmp_path / "mine.yaml").write_text(printed)
+    assert run("recipes", "--check", tmp_path / "mine.yaml").exit_code == 0
+    (tmp_path / "bad.yaml").write_text("vote:\n  min_confidense: 0.7\n  views: 0\n")
+    result = run("recipes", "--check", tmp_path / "bad.yaml")
+    assert result.exit_code == 2
+    assert "2 problems" in result.stderr and "did you mean 'vote.min_confidence'" in result.stderr
+
+
+def test_doctor_and_version_answer() -> None:
+    assert json.loads(run("doctor", "--json").stdout)["evoprompt"] == __version__
+    assert __version__ in run("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evolve", "--unlabeled", "absent"], "no such folder, image or CSV file: absent"),
+        (["evolve", "--unlabeled", "EMPTY"], "holds no images"),
+        (["evolve", "--unlabeled", "PHOTOS", "-s", "train.lr=fast"], "train.lr"),
+        (["evolve", "--unlabeled", "PHOTOS", "-s", "train.lrr=1"], "did you mean 'train.lr'"),
+        (["evolve", "--unlabeled", "PHOTOS", "-r", "unheard-of"], "unheard-of"),
+        (["evolve", "--unlabeled", "PHOTOS", "-o", "PHOTOS"], "is not an empty folder"),
+        (["evolve", "--unlabeled", "PHOTOS", "--judge", "EMPTY"], "cannot be loaded"),
+        (["evolve", "--unlabeled", "PHOTOS", "--init-prompt", "EMPTY"], "config.json is missing"),
+        (["evolve", "--unlabeled", "TORN"], "1 of 1 images cannot be read: torn.png"),
+        (["score", "absent.png"], "no such folder, image or CSV file: absent.png"),
+        (["score", "PHOTOS", "-p", "absent"], "prompt absent does not exist"),
+        (["score", "PHOTOS", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["evaluate", "--eval-mos", "absent.csv"], "absent.csv cannot be read"),
+        (["resume", "EMPTY"], "is not a run"),
+        (["report", "EMPTY"], "is not a run"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_exit_code_1_or_2(
+    arguments: list[str], message: str, photos: Path, tmp_path: Path
+) -> None:
+    for name in ("EMPTY", "TORN"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "TORN" / "torn.png").write_bytes((photos / "p01.png").read_bytes()[:500])
+    places = {"PHOTOS": photos, "EMPTY": tmp_path / "EMPTY", "TORN": tmp_path / "TORN"}
+    given = [str(places.get(a, a)) for a in arguments]
+    if arguments[0] == "evolve":
+        given += ["--device", "cpu"]
+        given += [] if "-o" in given else ["-o", str(tmp_path / "out")]
+    result = run(*given)
+    assert result.exit_code in (1, 2), result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output and result.stderr.count("Error") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_images_can_be_left_out_and_are_recorded(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for path in photos.glob("*.png"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "torn.png").write_bytes(b"")
+    arguments = (
+        "evolve",
+        "--unlabeled",
+        folder,
+        "-r",
+        "nano",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "r",
+        "--rounds",
+        1,
+        "--force",
+        *TINY,
+    )
+    result = run(*arguments)
+    assert result.exit_code == 2 and "torn.png (0 bytes)" in result.stderr and "--skip-unreadable" in result.stderr
+    result = run(*arguments, "--skip-unreadable")
+    assert result.exit_code == 0 and "1 unreadable: torn.png (0 bytes)" in result.stderr
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["skipped"] == [["torn.png", "0 bytes"]]

@@ -1,0 +1,90 @@
+"""Imports within the package follow the ranks of docs/architecture.md; what must start fast imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "evoprompt"
+RANKS = {
+    0: ("errors", "owl2", "charts"),
+    1: ("config", "questions", "stats", "thurstone", "tables"),
+    2: ("images", "degrade", "prompts", "runs", "tracking"),
+    3: ("judge", "ladder", "labels", "objectives", "findings", "pictures"),
+    4: ("voting", "scoring"),
+    5: ("training", "evaluation", "health"),
+    6: ("evolution", "report", "doctor"),
+    7: ("lifecycle",),
+    8: ("session",),
+    9: ("cli",),
+    10: ("__main__",),
+}
+RANK = {name: rank for rank, names in RANKS.items() for name in names}
+LIGHT = ("__init__", "errors", "config", "stats", "questions", "tables", "runs", "findings", "report", "doctor", "cli")
+HEAVY = {"torch", "transformers", "trl", "datasets", "wandb", "accelerate"}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(nodes: Iterator[ast.AST] | list[ast.stmt]) -> set[str]:
+    """Dotted names of the modules that these nodes import; ``from evoprompt import x`` counts as ``evoprompt.x``."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "evoprompt" else {base}
+    return found
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def at_module_level(path: Path) -> set[str]:
+    """What is imported when the module is; ``if TYPE_CHECKING`` is not entered."""
+    return imports(parsed(path).body)
+
+
+def test_every_module_has_a_rank_and_every_rank_a_module():
+    assert set(MODULES) | {"owl2"} == set(RANK)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_smaller_ranks(name):
+    found = imports(ast.walk(parsed(PACKAGE / f"{name}.py")))
+    inside = {dotted.split(".")[1] for dotted in found if dotted.startswith("evoprompt.")}
+    higher = {other for other in inside & set(RANK) if RANK[other] >= RANK[name]}
+    assert not higher, f"{name} (rank {RANK[name]}) imports {higher}"
+    assert inside <= set(RANK) | {"__version__"}
+
+
+def test_the_model_imports_nothing_of_the_rest():
+    for path in (PACKAGE / "owl2").rglob("*.py"):
+        ours = {name for name in imports(ast.walk(parsed(path))) if name.startswith("evoprompt")}
+        assert all(name.startswith("evoprompt.owl2") for name in ours), f"{path.name}: {ours}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_are_absolute(name):
+    assert not [dotted for dotted in imports(ast.walk(parsed(PACKAGE / f"{name}.py"))) if dotted.startswith(".")]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_light_module_imports_nothing_heavy_at_module_level(name):
+    assert not {dotted.split(".")[0] for dotted in at_module_level(PACKAGE / f"{name}.py")} & HEAVY
+
+
+def test_importing_the_light_modules_loads_nothing_heavy_by_the_way():
+    names = ["evoprompt", *(f"evoprompt.{name}" for name in LIGHT if name != "__init__")]
+    code = f"import {', '.join(names)}, sys; print(*sorted({HEAVY} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_trl_and_wandb_are_imported_only_on_demand():
+    for name in MODULES:
+        assert not {dotted.split(".")[0] for dotted in at_module_level(PACKAGE / f"{name}.py")} & {"trl", "wandb"}
