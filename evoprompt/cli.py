@@ -57,7 +57,7 @@ def main() -> None:
     """Evolve a pixel prompt for image quality assessment from unlabelled images, and score images with it."""
     # The tokenizer's own threads would be forked away from by data loaders, and it says so at length.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make a busy machine many times slower; torch is not loaded yet, so this is heard.
+    # Threads that spin while they wait make a busy machine many times slower; torch is not loaded yet, so this works.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

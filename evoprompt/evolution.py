@@ -37,7 +37,6 @@ from evoprompt.health import (
     decide,
     plan_panel,
     read_panel,
-    sources_of,
     split_images,
     work,
 )
@@ -48,7 +47,7 @@ from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
 from evoprompt.runs import LADDER, PAIRS, VOTES, Run, append_lines, read_lines, stream, write_lines, write_text
 from evoprompt.tracking import Console, Mirror
 from evoprompt.training import Batch, train_prompt
-from evoprompt.voting import PseudoLabel, Seen, Vote, chunks, collect_votes, count_votes, plan_groups
+from evoprompt.voting import PseudoLabel, Seen, Vote, chunks, collect_votes, count_votes, plan_groups, sources_of
 
 Measure = Callable[[PixelPrompt, Path], dict[str, float]]
 

@@ -27,6 +27,7 @@ from evoprompt.voting import (
     count_votes,
     plan_groups,
     position_bias,
+    sources_of,
 )
 
 
@@ -200,11 +201,6 @@ def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callab
 def work(panel: Panel) -> int:
     """Steps of ``read_panel`` that progress counts."""
     return len(panel.keys) + sum(len(p) for _, p in chunks(panel.groups)) + sum(len(c.keys) - 1 for c in panel.chains)
-
-
-def sources_of(vote: VoteConfig) -> tuple[str, ...]:
-    """Which votes a recipe counts."""
-    return SOURCES if vote.source == "both" else (vote.source,)
 
 
 def above_chance(health: Health) -> tuple[bool, float]:

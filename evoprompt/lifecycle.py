@@ -24,6 +24,7 @@ from evoprompt.prompts import PixelPrompt
 from evoprompt.runs import Run, write_text
 from evoprompt.scoring import fits
 from evoprompt.tracking import Console, Mirror
+from evoprompt.voting import check_vote
 
 MIN_IMAGES = 8
 
@@ -60,6 +61,7 @@ def evolve(
 
     Raises:
         DataError: with fewer than 8 images.
+        RecipeError: when it asks for wordings or views that the judge does not have.
         JudgeError: when the judge's votes are at chance.
         RunError: when ``out`` is in use or training fails.
     """
@@ -68,6 +70,7 @@ def evolve(
             f"{len(images)} distinct images are too few to hold some out and vote on the rest; "
             f"give at least {MIN_IMAGES}."
         )
+    check_vote(recipe.vote, judge)
     if init_prompt is not None:
         fits(init_prompt, judge)
     start = init_prompt or new_prompt(recipe, judge)

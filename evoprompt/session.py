@@ -16,6 +16,7 @@ from evoprompt.judge import NANO, OwlJudge, load_judge
 from evoprompt.labels import Labels, without_seen
 from evoprompt.report import verdict, write_report
 from evoprompt.tracking import Console, Mirror, start_mirror
+from evoprompt.voting import check_vote
 
 INTERRUPTED = 130
 
@@ -37,6 +38,7 @@ def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
     loaded = load_judge(wanted.id, wanted.revision, wanted.family, wanted.dtype, device)
     total = sum(p.numel() for p in loaded.model.parameters())
     note = ", the small embedded judge (docs/nano.md says what it can do)" if wanted.id == NANO else ""
+    check_vote(recipe.vote, loaded)
     kind = str(loaded.model.dtype).removeprefix("torch.")
     console.say(
         f"judge    {loaded.id}@{loaded.revision}{note}; {kind}, {loaded.device}; "

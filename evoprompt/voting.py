@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evoprompt.config import VoteConfig
+from evoprompt.errors import RecipeError
 from evoprompt.judge import Judge, preference_logits
 from evoprompt.questions import Question
 from evoprompt.runs import stream
@@ -68,6 +69,31 @@ class PseudoLabel:
     def confidence(self) -> float:
         """Share of the votes for the winner, in [0.5, 1]."""
         return max(self.share, 1 - self.share)
+
+
+def check_vote(vote: VoteConfig, judge: Judge) -> None:
+    """Check that a judge has the wordings and views that a recipe asks for.
+
+    Raises:
+        RecipeError: with what there is and what to set.
+    """
+    family = judge.family
+    wordings = min(len({"compare": family.compare, "rate": family.rate}[source]) for source in sources_of(vote))
+    if vote.wordings > wordings:
+        raise RecipeError(
+            f"vote.wordings is {vote.wordings}, but judges of the family {family.name} have {wordings}; "
+            f"set -s vote.wordings={wordings}."
+        )
+    if family.fit != "tiles" and vote.views > 2:
+        raise RecipeError(
+            f"vote.views is {vote.views}, but an image has 2 views (itself and its mirror) for judges of the family "
+            f"{family.name}; set -s vote.views=2."
+        )
+
+
+def sources_of(vote: VoteConfig) -> tuple[str, ...]:
+    """Which votes a recipe counts."""
+    return SOURCES if vote.source == "both" else (vote.source,)
 
 
 def plan_groups(images: np.ndarray, n_pairs: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:

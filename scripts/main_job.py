@@ -110,10 +110,10 @@ def page(results: dict[str, Any], command: str) -> str:
         "# The main job on human scores", "",
         f"Made by `{command}`; judge {judge} on CPU; numbers with all digits in main_job.json. One seed, one split.",
         "SRCC with MOS on images never seen, 95 % percentile bootstrap over images; gain paired with the bare judge.",
-        "*votes* trains on the judge's own votes alone. *votes + ladder* replaces half of the training groups by degraded",
-        "copies whose order is known by construction: a different claim. *last candidate* is the last round's prompt whether",
-        "or not the gate accepted it. There is no random-label control on this page, so a gain here is not yet evidence that",
-        "the votes caused it.", "",
+        "*votes* trains on the judge's own votes alone. *votes + ladder* replaces half of the training groups by",
+        "degraded copies whose order is known by construction: a different claim. *last candidate* is the last round's",
+        "prompt whether or not the gate accepted it. There is no random-label control on this page, so a gain here is",
+        "not yet evidence that the votes caused it.", "",
     ]  # fmt: skip
     for name, result in results.items():
         lines += [f"## {name}: {result['n_evolve']} images to evolve on, {result['n_test']} to test on", ""]

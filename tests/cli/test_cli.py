@@ -21,8 +21,10 @@ from evoprompt.degrade import degrade
 from evoprompt.evolution import Evolution
 
 TINY = [
-    "-s", "pairs.per_round=40", "-s", "pairs.group=6", "-s", "vote.wordings=1", "-s", "vote.views=1", "-s", "train.steps=4",
-    "-s", "train.save_every=2", "-s", "ladder.images=4", "-s", "ladder.kinds=4", "-s", "ladder.levels=2",
+    "-r", "nano", "--device", "cpu",
+    "-s", "pairs.per_round=40", "-s", "pairs.group=6", "-s", "vote.wordings=1", "-s", "vote.views=1",
+    "-s", "train.steps=4", "-s", "train.save_every=2",
+    "-s", "ladder.images=4", "-s", "ladder.kinds=4", "-s", "ladder.levels=2",
 ]  # fmt: skip
 
 
@@ -50,9 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    result = run(
-        "evolve", "--unlabeled", photos, "-r", "nano", "--device", "cpu", "-o", out, "--rounds", 1, "--force", *TINY
-    )
+    result = run("evolve", "--unlabeled", photos, "-o", out, "--rounds", 1, "--force", *TINY)
     assert result.exit_code == 0, result.output
     return out
 
@@ -65,7 +65,12 @@ def test_every_command_has_help_and_at_most_sixteen_options(command: str) -> Non
 
 
 def test_help_answers_at_once_without_torch() -> None:
-    code = "import sys; from evoprompt.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from evoprompt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.monotonic() - started < 3
@@ -148,13 +153,11 @@ def test_images_seen_while_evolving_are_no_test(photos: Path, finished: Path, tm
 
 
 def test_judge_prints_its_health(photos: Path) -> None:
-    result = run("judge", photos, "-r", "nano", "--device", "cpu", *TINY)
+    result = run("judge", photos, *TINY)
     assert result.exit_code == 0
     assert "ladder_vote_accuracy" in result.stdout and "swap_consistency" in result.stdout
     assert "as a source of votes this judge" in result.stderr
-    assert (
-        json.loads(run("judge", photos, "-r", "nano", "--json", "--device", "cpu", *TINY).stdout)["ladder_steps"] == 32
-    )
+    assert json.loads(run("judge", photos, "--json", *TINY).stdout)["ladder_steps"] == 32
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(
@@ -167,9 +170,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(
 
     monkeypatch.setattr(Evolution, "_train", interrupted)
     out = tmp_path / "r"
-    result = run(
-        "evolve", "--unlabeled", photos, "-r", "nano", "--device", "cpu", "-o", out, "--rounds", 1, "--force", *TINY
-    )
+    result = run("evolve", "--unlabeled", photos, "-o", out, "--rounds", 1, "--force", *TINY)
     assert result.exit_code == 130
     assert f"nothing is lost. Continue with: evoprompt resume {out}" in result.stderr
     monkeypatch.setattr(Evolution, "_train", plain)

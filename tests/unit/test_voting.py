@@ -10,8 +10,9 @@ import torch
 from conftest import SIDE, ScriptedJudge, base_picture
 
 from evoprompt.config import VoteConfig
+from evoprompt.errors import RecipeError
 from evoprompt.judge import preference_logits
-from evoprompt.voting import Seen, Vote, collect_votes, count_votes, pairs_of, plan_groups, position_bias
+from evoprompt.voting import Seen, Vote, check_vote, collect_votes, count_votes, pairs_of, plan_groups, position_bias
 
 
 def _pixels(key: int) -> np.ndarray:
@@ -142,3 +143,15 @@ def test_many_draws_approach_the_exact_share() -> None:
     )
     exact = np.mean([1 / (1 + math.exp(-v.logit)) for v in votes])
     assert count_votes(votes, config)[0].share == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("vote", "message"),
+    [
+        (VoteConfig(wordings=4), "vote.wordings is 4, but judges of the family owl2 have 3; set -s vote.wordings=3"),
+        (VoteConfig(views=3), "vote.views is 3, but an image has 2 views"),
+    ],
+)
+def test_wordings_and_views_that_a_judge_lacks_are_refused(vote: VoteConfig, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_vote(vote, ScriptedJudge())
