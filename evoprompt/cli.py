@@ -348,7 +348,7 @@ def judge(
         return
     for name, value in health.to_dict().items():
         click.echo(f"{name:<26}{value:.4g}")
-    verdict = "can teach" if fine else "is no better than a coin"
+    verdict = "can teach" if fine else "is not clearly better than a coin"
     console.say(f"as a source of votes this judge {verdict} (ladder accuracy at least {low:.2f}).")
 
 

@@ -252,7 +252,7 @@ def decide(start: Reading, before: Reading, after: Reading, gate: GateConfig, se
         reason = "no held-out pair passes vote.min_confidence"
     elif not fine:
         accuracy = after.health.ladder_vote_accuracy
-        reason = f"votes order the ladder no better than chance ({accuracy:.2f}, at least {bound:.2f})"
+        reason = f"votes order the ladder not clearly better than a coin ({accuracy:.2f}, at least {bound:.2f})"
     elif low <= 0:
         reason = f"held-out agreement {gain:+.3f} (at least {low:+.3f}) is no clear gain"
     elif drop > gate.tolerance:

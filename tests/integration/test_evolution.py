@@ -42,7 +42,7 @@ def test_srcc_on_unseen_images_rises_with_a_judge_that_votes_right_in_four_of_fi
 def test_a_judge_that_flips_coins_is_refused_before_the_first_round(
     toys: ImageSet, quick: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(JudgeError, match="no better than a coin"):
+    with pytest.raises(JudgeError, match="not clearly better than a coin"):
         evolve(quick, toys, tmp_path / "run", ScriptedJudge(blind=True))
 
 
