@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from evoprompt.config import LadderConfig, PairsConfig, PixelConfig, Recipe, TrainConfig, VoteConfig
+from evoprompt.degrade import degrade
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import FAMILIES, Question
@@ -91,6 +93,19 @@ def write_toy_images(folder: Path, n: int = 60, seed: int = 0) -> np.ndarray:
         picture = base_picture() + rng.normal(0, amount[k], (SIDE, SIDE, 3)) + rng.uniform(-0.12, 0.12)
         Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(folder / f"toy{k:02d}.png")
     return -amount
+
+
+def write_photos(folder: Path) -> None:
+    """Sixteen smooth pictures of 240 x 200 px, noisier and noisier, with their order in labels.csv."""
+    y, x = np.mgrid[:200, :240] / 40
+    rows = [("image", "mos")]
+    for k in range(16):
+        planes = [127 + 90 * np.sin(x * (1 + c) + k) * np.cos(y - c) for c in range(3)]
+        noisy = degrade(np.stack(planes, -1).astype(np.uint8), "white_noise", 0.2 + 0.3 * k, np.random.default_rng(k))
+        Image.fromarray(noisy).save(folder / f"p{k:02d}.png")
+        rows.append((f"p{k:02d}.png", str(16 - k)))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 @pytest.fixture

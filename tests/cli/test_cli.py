@@ -10,14 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
+from conftest import write_photos
 
 from evoprompt import __version__
 from evoprompt.cli import main
-from evoprompt.degrade import degrade
 from evoprompt.evolution import Evolution
 
 TINY = [
@@ -36,16 +34,7 @@ def run(*arguments: object) -> Result:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen smooth pictures, noisier and noisier, with their order in labels.csv."""
     folder = tmp_path_factory.mktemp("photos")
-    y, x = np.mgrid[:200, :240] / 40
-    rows = [("image", "mos")]
-    for k in range(16):
-        rng = np.random.default_rng(k)
-        planes = [127 + 90 * np.sin(x * (1 + c) + k) * np.cos(y - c) for c in range(3)]
-        picture = degrade(np.stack(planes, -1).astype(np.uint8), "white_noise", 0.2 + 0.3 * k, rng)
-        Image.fromarray(picture).save(folder / f"p{k:02d}.png")
-        rows.append((f"p{k:02d}.png", str(16 - k)))
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    write_photos(folder)
     return folder
 
 
