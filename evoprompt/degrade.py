@@ -206,7 +206,7 @@ def _saturation(pixels: Pixels, factor: float, rng: Rng) -> Pixels:
 
 
 def _colour_cast(pixels: Pixels, amount: float, rng: Rng) -> Pixels:
-    """A wrong white balance: unequal channel gains, with a little of the same tint in the blacks."""
+    """Set a wrong white balance: unequal channel gains, with a little of the same tint in the blacks."""
     angle = rng.uniform(0.0, 2 * math.pi)
     tint = np.cos(angle + np.arange(3) * 2 * math.pi / 3).astype(np.float32)
     gains: Pixels = np.exp(amount * tint)
@@ -342,6 +342,7 @@ LADDER_KINDS: tuple[str, ...] = (
     "speckle_noise",
     "denoise_smear",
     "jpeg",
+    "jpeg2000",
     "webp",
     "block_quantise",
     "colour_quantise",
