@@ -342,7 +342,6 @@ LADDER_KINDS: tuple[str, ...] = (
     "speckle_noise",
     "denoise_smear",
     "jpeg",
-    "jpeg2000",
     "webp",
     "block_quantise",
     "colour_quantise",
