@@ -30,6 +30,9 @@ from evoprompt.voting import (
     sources_of,
 )
 
+# A teacher whose winners depend on the order shown, or go in circles, a tenth more often than before is not followed.
+CONSISTENCY_DROP = 0.1
+
 
 @dataclass(frozen=True)
 class Health:
@@ -235,7 +238,8 @@ def decide(start: Reading, before: Reading, after: Reading, gate: GateConfig, se
 
     Returns:
         Accepted only when all hold: votes above chance on the ladder; ratings agree with held-out votes more than
-        before, beyond what resampling images explains; ladder accuracy not down; scores not collapsed.
+        before, beyond what resampling images explains; ladder accuracy not down; votes not less consistent (swaps,
+        triads); scores not collapsed.
     """
     labels = [label for label in start.labels if label.kept]
     if labels:
@@ -257,11 +261,19 @@ def decide(start: Reading, before: Reading, after: Reading, gate: GateConfig, se
         reason = f"held-out agreement {gain:+.3f} (at least {low:+.3f}) is no clear gain"
     elif drop > gate.tolerance:
         reason = f"ladder accuracy of the ratings fell by {drop:.3f}"
+    elif (lost := _lost_consistency(before.health, after.health)) > CONSISTENCY_DROP:
+        reason = f"votes became less consistent, swaps or triads down by {lost:.2f}"
     elif spread < gate.min_spread:
         reason = f"scores collapsed to {spread:.0%} of their spread"
     else:
         return Decision(True, f"held-out agreement {gain:+.3f} (at least {low:+.3f})", gain, low)
     return Decision(False, reason, gain, low)
+
+
+def _lost_consistency(before: Health, after: Health) -> float:
+    """The larger fall of swap and triad consistency; a measure that is not defined does not count."""
+    falls = (before.swap_consistency - after.swap_consistency, before.triad_consistency - after.triad_consistency)
+    return max(0.0, *(fall for fall in falls if not math.isnan(fall)))
 
 
 def _ladder_accuracy(votes: list[Vote], config: VoteConfig, sources: Sequence[str]) -> float:
