@@ -328,8 +328,8 @@ _KINDS: dict[str, _Kind] = {
 KINDS: tuple[str, ...] = tuple(_KINDS)
 FAMILY: dict[str, str] = {name: kind.family for name, kind in _KINDS.items()}
 
-# Kinds of which a viewer would always agree that more is worse, and which measured monotone on photos that were not
-# perfect before (docs/results/degrade.md). Tone kinds of which some may please (brighter, calmer, more vivid) are out.
+# Kinds of which a viewer would always agree that more is worse, and whose steps all measured worse on photos as they
+# are (docs/results/degrade.md). Tone kinds of which some may please (brighter, calmer, more vivid) are out.
 LADDER_KINDS: tuple[str, ...] = (
     "gaussian_blur",
     "lens_blur",
