@@ -1,6 +1,6 @@
 """The main job on sets with human scores: bare judge against label-free prompts, with and without ladder pairs.
 
-    python scripts/main_job.py ../shared/data --out docs/results
+    python scripts/main_job.py DATA --out docs/results
 
 DATA holds biq2021/, avt_h265/ and kadis100/, each with images/ and mos.csv (columns file, mos; avt_h265 also source).
 Every set is split once into images to evolve on (their scores are never read) and images to test on; avt_h265 by source
