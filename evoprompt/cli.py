@@ -145,7 +145,8 @@ def evolve(ctx: click.Context, /, sources: tuple[Path, ...], out: Path | None, *
     labels = read_labels(options["eval_mos"]) if options["eval_mos"] else None
     images = open_images(sources, options["skip_unreadable"], console)
     if labels is not None:
-        labels = unseen(labels, [r.sha256 for r in images.records], options["seen"], console)
+        before = () if init is None else init.origin.seen
+        labels = unseen(labels, [*before, *(r.sha256 for r in images.records)], options["seen"], console)
     judge = open_judge(recipe, options["device"], console)
     for line in plan_lines(recipe, judge, images, out):
         console.say(line)

@@ -76,6 +76,7 @@ class Evolution:
     measure: Measure | None = None
     force: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    seen_before: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         recipe, family = self.recipe, self.judge.family
@@ -96,6 +97,7 @@ class Evolution:
         Raises:
             JudgeError: when the judge's votes are no better than a coin, unless forced.
         """
+        self.seen_before = start.origin.seen  # a warm start has learnt from images that are not in this run
         done = self.run.rounds()
         prompt = start if not done else PixelPrompt.load(self.run.path / "prompt")
         with self._timed("look"):
@@ -265,7 +267,7 @@ class Evolution:
             data=self.images.fingerprint(),
             round=number,
             version=__version__,
-            seen=tuple(sorted(record.sha256 for record in self.images.records)),
+            seen=tuple(sorted({*self.seen_before, *(record.sha256 for record in self.images.records)})),
         )
 
     def _write_labels(self, folder: Path, labels: Sequence[PseudoLabel]) -> None:

@@ -56,8 +56,9 @@ def unseen(labels: Labels, seen: Sequence[str], what: str, console: Console) -> 
 
 
 def seen_by(run: Path) -> list[str]:
-    """Hashes of the images of a run."""
-    return [str(digest) for digest in parquet.read_table(run / "images.parquet")["sha256"].to_pylist()]
+    """Hashes of the images of a run, and of those that its warm start, if any, was evolved on."""
+    before = (run / "start" / "seen.txt").read_text(encoding="utf-8").split()
+    return before + [str(digest) for digest in parquet.read_table(run / "images.parquet")["sha256"].to_pylist()]
 
 
 def open_mirror(kind: str, out: Path, recipe: Recipe, console: Console) -> Mirror:

@@ -18,6 +18,7 @@ from evoprompt.lifecycle import evolve, resume
 from evoprompt.prompts import PixelPrompt
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import Scorer
+from evoprompt.session import seen_by
 from evoprompt.stats import srcc
 from evoprompt.tracking import Console
 
@@ -195,6 +196,20 @@ def test_a_warm_start_begins_at_the_given_prompt(whole: Path, quick: Recipe, tmp
     start = PixelPrompt.load(whole / "prompt")
     run = evolve(quick, scan_images([tmp_path / "more"]), tmp_path / "run", ScriptedJudge(), init_prompt=start)
     assert read_rounds(run)[0]["prompt"] == PixelPrompt.load(whole / "prompt").sha()
+
+
+def test_a_warm_start_has_seen_the_images_of_both_runs(whole: Path, quick: Recipe, tmp_path: Path) -> None:
+    write_toy_images(tmp_path / "more", seed=3)
+    more, start = scan_images([tmp_path / "more"]), PixelPrompt.load(whole / "prompt")
+    with pytest.raises(_Stop):
+        evolve(
+            quick, more, tmp_path / "run", ScriptedJudge(), init_prompt=start, console=_StoppingConsole("1/2  vote", 1)
+        )
+    resume(tmp_path / "run", lambda recipe: ScriptedJudge())
+    both = {*PixelPrompt.load(whole / "prompt").origin.seen, *(record.sha256 for record in more.records)}
+    for folder in ("prompt", "rounds/000/prompt", "rounds/002/prompt"):
+        assert set(PixelPrompt.load(tmp_path / "run" / folder).origin.seen) == both
+    assert set(seen_by(tmp_path / "run")) == both
 
 
 def test_ladder_pairs_teach_a_judge_without_useful_votes(toys: ImageSet, quick: Recipe, tmp_path: Path) -> None:
