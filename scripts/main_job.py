@@ -114,7 +114,7 @@ def page(results: dict[str, Any], command: str) -> str:
         "degraded copies whose order is known by construction: a different claim. *last candidate* is the last round's",
         "prompt whether or not the gate accepted it. There is no random-label control on this page, so a gain here is",
         "not yet evidence that the votes caused it. Seconds and memory are of a machine of two cores that other jobs",
-        "were using; docs/results/first_run.md has an undisturbed run.", "",
+        "were using; docs/results/first_run.md has a quieter run.", "",
     ]  # fmt: skip
     for name, result in results.items():
         lines += [f"## {name}: {result['n_evolve']} images to evolve on, {result['n_test']} to test on", ""]
