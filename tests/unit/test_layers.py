@@ -19,11 +19,16 @@ RANKS = {
     6: ("evolution", "report", "doctor"),
     7: ("lifecycle",),
     8: ("session",),
-    9: ("cli",),
-    10: ("__main__",),
+    9: ("options",),
+    10: ("run_commands", "score_commands", "tool_commands"),
+    11: ("cli",),
+    12: ("__main__",),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
-LIGHT = ("__init__", "errors", "config", "stats", "questions", "tables", "runs", "findings", "report", "doctor", "cli")
+LIGHT = (
+    *("__init__", "errors", "config", "stats", "questions", "tables", "runs", "findings", "report", "doctor"),
+    *("options", "run_commands", "score_commands", "tool_commands", "cli"),
+)
 HEAVY = {"torch", "transformers", "trl", "datasets", "wandb", "accelerate"}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -1,0 +1,87 @@
+"""Options that several commands share, and how options become a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from evoprompt.config import Recipe, load_recipe
+
+PATH = click.Path(path_type=Path)
+SOME_UNUSABLE = 3
+INTERRUPTED = 130
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """Say it to people and exit."""
+    click.echo(text, err=True)
+    raise click.exceptions.Exit(code)
+
+
+def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+with_recipe = combine(
+    click.option(
+        "-r",
+        "--recipe",
+        help="Shipped recipe (see 'evoprompt recipes') or YAML file; default: nano, or label-free if there is a GPU.",
+    ),
+    click.option(
+        "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the recipe; repeatable."
+    ),
+)
+with_machine = combine(
+    click.option("--judge", help="owl2-nano, a folder with an mPLUG-Owl2 checkpoint, or a Hub id."),
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
+    click.option(
+        "--dtype",
+        default="auto",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        help="Of the judge; auto is bfloat16 on a GPU.",
+    ),
+)
+with_eval_mos = click.option(
+    "--eval-mos", type=PATH, help="CSV of images and human scores, to measure on; never used to evolve."
+)
+with_seen = click.option(
+    "--seen",
+    default="stop",
+    type=click.Choice(["stop", "exclude", "keep"]),
+    help="What to do with evaluation images that were also used to evolve.",
+)
+with_skip = click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read.")
+
+
+def recipe_of(ctx: click.Context) -> Recipe:
+    """The recipe: shipped defaults < file < named flags that were typed < -s."""
+    typed = {k: ctx.params[k] for k in ctx.params if ctx.get_parameter_source(k) == ParameterSource.COMMANDLINE}
+    keys = {"rounds": "rounds", "seed": "seed", "judge": "judge.id", "dtype": "judge.dtype"}
+    named = [f"{keys[k]}={v}" for k, v in typed.items() if k in keys]
+    name = ctx.params["recipe"]
+    if name is None:
+        name = default_recipe(ctx.params.get("judge"), ctx.params.get("device", "auto"))
+    return load_recipe(name, [*named, *ctx.params["overrides"]])
+
+
+def default_recipe(judge: str | None, device: str) -> str:
+    """Without a word from the user: the embedded judge on a CPU, the 7B model on a GPU."""
+    if judge is not None:
+        return "nano" if judge == "owl2-nano" else "label-free"
+    if device == "cpu":
+        return "nano"
+    import torch
+
+    return "label-free" if torch.cuda.is_available() else "nano"
