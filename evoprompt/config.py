@@ -5,20 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from itertools import chain
-from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-import yaml
-
 from evoprompt.errors import RecipeError, listed
-
-_Given = tuple[str, str, yaml.Node]  # line or override, dotted name, value
 
 
 def opt(default: Any, help: str, *, within: str = "", horizon: bool = False) -> Any:
@@ -36,6 +30,7 @@ class JudgeConfig:
         "auto", "how it is asked; auto reads it from the checkpoint"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = opt("auto", "auto: bfloat16 on CUDA, float32 elsewhere")
+    question: str = opt("auto", "name of the question it rates with; auto is the family's first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +72,7 @@ class VoteConfig:
 class TrainConfig:
     """How the prompt is trained within a round."""
 
+    objective: Literal["fidelity", "grpo"] = opt("fidelity", "loss against pseudo-labels; grpo has its own section")
     steps: int = opt(60, "optimiser steps a round", within="[1, inf)")
     lr: float = opt(0.05, "learning rate of the prompt's values before the bound", within="(0, inf)")
     optimizer: Literal["adam", "sgd"] = opt("adam", "optimiser")
@@ -88,6 +84,30 @@ class TrainConfig:
         "predicted-detached", "spread of a rating in the loss; predicted rewards overconfidence, fixed is 1"
     )
     gamma: float = opt(0.1, "variance of a comparison, in squared score units", within="(0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig:
+    """The reward objective; used when train.objective is grpo."""
+
+    estimator: Literal["exact", "sampled"] = opt("exact", "sum over all five answers, or draw some")
+    engine: Literal["native", "trl"] = opt("native", "our own step, or TRL's GRPOTrainer (sampled only)")
+    answers: int = opt(8, "answers drawn an image; estimator sampled only", within="[2, inf)")
+    advantage: Literal["centred", "standardised", "leave-one-out"] = opt("centred", "what a reward is held against")
+    kl: Literal["exact", "k3"] = opt("exact", "distance to the bare judge: all answers summed, or k3 of drawn ones")
+    beta: float = opt(0.05, "weight of that distance", within="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosConfig:
+    """Human scores to train on; used by train, and by evolve --train-mos."""
+
+    objective: Literal["mse", "soft-kl", "fidelity", "soft-kl+fidelity"] = opt("fidelity", "loss against human scores")
+    range: str = opt("auto", "ends of the MOS scale, such as 1..5; auto = smallest and largest MOS given")
+    soft: Literal["interval", "density"] = opt("interval", "how a MOS and its deviation become level probabilities")
+    fidelity_weight: float = opt(1.0, "weight of fidelity in soft-kl+fidelity", within="[0, inf)")
+    fraction: float = opt(0.5, "share of the training batches that hold human scores; evolve only", within="[0, 1]")
+    weight: float = opt(1.0, "weight of their loss; evolve only", within="[0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +145,26 @@ class Recipe:
 
     rounds: int = opt(2, "rounds of voting and training", within="[1, inf)", horizon=True)
     seed: int = opt(0, "of every random choice", within="[0, inf)")
+    control: Literal["none", "random-labels", "shuffled-labels"] = opt(
+        "none", "a control run: pseudo-labels tossed, or dealt to other pairs; any gain is then not learning"
+    )
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     prompt: PixelConfig = field(default_factory=PixelConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     vote: VoteConfig = field(default_factory=VoteConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    mos: MosConfig = field(default_factory=MosConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         values = self.flat()
-        problems = [f"{key.name}: {p}" for key in describe_keys() if (p := _convert(values[key.name], key)[1])]
-        problems = problems or [f"{key}: {problem}" for key, _, problem in _contradictions(values)]
+        problems = [f"{key.name}: {p}" for key in describe_keys() if (p := convert(values[key.name], key)[1])]
+        problems = problems or [f"{key}: {problem}" for key, _, problem in contradictions(values)]
         if problems:
-            raise RecipeError(f"the recipe has {_count(problems)}: {listed(problems)}.")
+            raise RecipeError(f"the recipe has {count(problems)}: {listed(problems)}.")
 
     def flat(self) -> dict[str, Any]:
         """Every key under its dotted name, such as ``train.lr``."""
@@ -147,12 +172,12 @@ class Recipe:
         for key in describe_keys():
             section, _, short = key.name.rpartition(".")
             # Converted, so that a whole number given for a float has the fingerprint of the float.
-            values[key.name] = _convert(getattr(getattr(self, section) if section else self, short), key)[0]
+            values[key.name] = convert(getattr(getattr(self, section) if section else self, short), key)[0]
         return values
 
     def to_dict(self) -> dict[str, Any]:
         """Sections as nested plain dicts, every key present."""
-        return _nested(self.flat())
+        return nest(self.flat())
 
     def to_yaml(self) -> str:
         """The recipe with every key filled in and explained, itself a valid recipe file."""
@@ -161,7 +186,7 @@ class Recipe:
             section, _, short = key.name.rpartition(".")
             lines += [f"{section}:"] if section != last else []
             last, indent = section, "  " if section else ""
-            lines.append(f"{indent + short + ': ' + _shown(values[key.name]):<36}# {key.help}")
+            lines.append(f"{indent + short + ': ' + shown(values[key.name]):<36}# {key.help}")
         return "\n".join(lines) + "\n"
 
     def fingerprint(self) -> str:
@@ -173,7 +198,7 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """Keys whose values differ, as ``train.lr: 0.05 -> 0.1``, this recipe's value first."""
         theirs = other.flat()
-        return [f"{k}: {_shown(v)} -> {_shown(theirs[k])}" for k, v in self.flat().items() if v != theirs[k]]
+        return [f"{k}: {shown(v)} -> {shown(theirs[k])}" for k, v in self.flat().items() if v != theirs[k]]
 
 
 class Key(NamedTuple):
@@ -204,7 +229,7 @@ class Key(NamedTuple):
 def describe_keys() -> tuple[Key, ...]:
     """Every key in the order of a recipe, top-level keys first."""
     keys = []
-    for section, owner in {"": Recipe, **_sections()}.items():
+    for section, owner in {"": Recipe, **sections()}.items():
         hints, prefix = get_type_hints(owner), f"{section}." if section else ""
         keys += [Key(prefix + f.name, hints[f.name], f.default, **f.metadata) for f in fields(owner) if f.metadata]
     return tuple(keys)
@@ -212,66 +237,17 @@ def describe_keys() -> tuple[Key, ...]:
 
 def keys_table() -> str:
     """The keys as a Markdown table, as it stands in ``recipes/README.md``."""
-    rows = [f"| `{k.name}` | {k.accepted} | `{_shown(k.default)}` | {k.help} |" for k in describe_keys()]
+    rows = [f"| `{k.name}` | {k.accepted} | `{shown(k.default)}` | {k.help} |" for k in describe_keys()]
     return "\n".join(["| key | accepted | default | what it is |", "|---|---|---|---|", *rows])
 
 
-def recipe_dir() -> Path:
-    """Folder of the shipped recipes: inside an installed package, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
-    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Names of the shipped recipes with the first line of their header."""
-    files = sorted(recipe_dir().glob("*.yaml"), key=lambda file: file.stem)
-    return {f.stem: f.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for f in files}
-
-
-def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe strictly.
-
-    Args:
-        source: Name of a shipped recipe, path of a YAML file, or None for the defaults.
-        overrides: ``key=value`` texts, value in YAML; they win over the file, a later one over an earlier one.
-
-    Returns:
-        The recipe, defaults filled in.
-
-    Raises:
-        RecipeError: with every problem of the file and the overrides, each with its line or override.
-    """
-    problems: list[tuple[str, str]] = []
-    known = {key.name: key for key in describe_keys()}
-    values = {name: key.default for name, key in known.items()}
-    origin: dict[str, str] = {}
-    given = () if source is None else _read_file(_locate(source), problems)
-    for where, name, node in chain(given, _read_overrides(overrides, problems)):
-        origin[name] = where
-        if name in known:
-            values[name], problem = _read_value(node, known[name])
-        else:
-            problem = _misplaced(name)
-        if problem:
-            problems.append((where, f"{name}: {problem}"))
-    if not problems:  # otherwise a value that is wrong in itself would contradict others too
-        found = _contradictions(values)
-        problems = [(origin.get(name) or origin[limit], f"{name}: {text}") for name, limit, text in found]
-    if problems:
-        width = max(len(where) for where, _ in problems)
-        title = "the recipe" if source is None else f"recipe {str(source)!r}"
-        lines = [f"  {where:<{width}}  {text}" for where, text in problems]
-        raise RecipeError("\n".join([f"{title} has {_count(problems)}:", *lines]))
-    sections = _sections()
-    return Recipe(**{k: sections[k](**v) if k in sections else v for k, v in _nested(values).items()})
-
-
 @cache
-def _sections() -> dict[str, Any]:
+def sections() -> dict[str, Any]:
+    """The sections of a recipe by name: their dataclasses."""
     return {name: hint for name, hint in get_type_hints(Recipe).items() if is_dataclass(hint)}
 
 
-def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Key, the key that limits it, and the problem."""
     if values["pairs.group"] > (pairs := values["pairs.per_round"]):
         yield "pairs.group", "pairs.per_round", f"{values['pairs.group']}; must not exceed pairs.per_round ({pairs})"
@@ -279,7 +255,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
         yield "train.warmup", "train.steps", f"{values['train.warmup']}; must be below train.steps ({steps})"
 
 
-def _convert(value: Any, key: Key) -> tuple[Any, str]:
+def convert(value: Any, key: Key) -> tuple[Any, str]:
     """A value as its key asks for, and what is wrong with it (empty if nothing)."""
     if float in key.kinds and type(value) is int:
         value = float(value)
@@ -287,122 +263,29 @@ def _convert(value: Any, key: Key) -> tuple[Any, str]:
         choices = get_args(key.hint)
         near = get_close_matches(str(value), choices, n=1)
         mean = f"; did you mean {near[0]!r}?" if near else ""
-        return value, "" if value in choices else f"{_shown(value)}; must be {key.accepted}{mean}"
+        return value, "" if value in choices else f"{shown(value)}; must be {key.accepted}{mean}"
     fine = type(value) in key.kinds
     if fine and key.within:
         low, high = (float(end) for end in key.within[1:-1].split(","))
         fine = low < value < high or (value == low and "[" in key.within) or (value == high and "]" in key.within)
-    return value, "" if fine else f"{_shown(value)}; must be {key.accepted}"
+    return value, "" if fine else f"{shown(value)}; must be {key.accepted}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in YAML; JSON is YAML, but most words need no quotes."""
     word = isinstance(value, str) and re.fullmatch(r"(?!(?i:null|true|false)$)[A-Za-z][\w./@-]*", value)
     return str(value) if word else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _count(problems: Sequence[Any]) -> str:
+def count(problems: Sequence[Any]) -> str:
+    """How many problems, in words."""
     return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as sections."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         section, _, key = name.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[key] = value
     return nested
-
-
-def _misplaced(name: str) -> str:
-    """What is wrong with a key that does not exist; the nearest one by its whole name, or by its last part."""
-    if name in _sections():
-        return f"is a section; give its keys, such as {name}.{fields(_sections()[name])[0].name}"
-    last = {key.name.rpartition(".")[2]: key.name for key in describe_keys()}
-    near = get_close_matches(name, [*last.values(), *_sections()], n=1)
-    near = near or [last[key] for key in get_close_matches(name.rpartition(".")[2], last, n=1)]
-    return "unknown key; " + (f"did you mean {near[0]!r}?" if near else "'evoprompt recipes nano' shows all keys")
-
-
-def _locate(source: str | Path) -> Path:
-    shipped = shipped_recipes()
-    if str(source) in shipped:
-        return recipe_dir() / f"{source}.yaml"
-    if not Path(source).is_file():
-        near = get_close_matches(str(source), shipped, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file or one of {', '.join(shipped)}."
-        raise RecipeError(f"recipe {str(source)!r} is neither a file nor a shipped recipe; {hint}")
-    return Path(source)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2: 1e-3 is a number, ``no`` and ``on`` are text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
-
-_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "null": (r"~|null|Null|NULL|", lambda text: None),
-    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
-    "int": (r"[-+]?[0-9]+", int),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
-    "str": (r"(?s:.*)", str),
-}
-for _name, (_pattern, _) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})\\Z"), None)
-
-
-def _compose(text: str, where: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{where}{line} is not YAML: {reason}.") from error
-
-
-def _read_file(path: Path, problems: list[tuple[str, str]]) -> Iterator[_Given]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read ({error}); give a UTF-8 text file.") from error
-    node = _compose(text, f"recipe {str(path)!r}")
-    if isinstance(node, yaml.MappingNode):
-        yield from _read_mapping(node, "", problems)
-    elif node is not None:
-        raise RecipeError(f"recipe {str(path)!r} holds no keys; write lines such as 'rounds: 2'.")
-
-
-def _read_mapping(node: yaml.Node, prefix: str, problems: list[tuple[str, str]]) -> Iterator[_Given]:
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
-        if name in seen:
-            problems.append((f"line {line}", f"{name}: given twice, also on line {seen[name]}; keep one"))
-        elif not prefix and name in _sections() and isinstance(value, yaml.MappingNode):
-            yield from _read_mapping(value, f"{name}.", problems)
-        elif prefix or name not in _sections() or value.value:  # a section without keys is fine
-            yield f"line {line}", name, value
-        seen.setdefault(name, line)
-
-
-def _read_overrides(overrides: Sequence[str], problems: list[tuple[str, str]]) -> Iterator[_Given]:
-    for override in overrides:
-        name, sign, text = override.partition("=")
-        node = _compose(text.strip() or "~", f"-s {override}")
-        if sign and node is not None:
-            yield f"-s {override}", name.strip(), node
-        else:
-            problems.append((f"-s {override}", "not of the form key=value, such as train.steps=100"))
-
-
-def _read_value(node: yaml.Node, key: Key) -> tuple[Any, str]:
-    tag = node.tag.rpartition(":")[2]
-    if not isinstance(node, yaml.ScalarNode) or tag not in _SCALARS:
-        return None, f"not a single plain value; must be {key.accepted}"
-    if str in key.kinds and tag != "null":
-        return node.value, ""  # a revision such as 1234567 or 12e4567 is text without quotes too
-    try:
-        return _convert(_SCALARS[tag][1](node.value), key)
-    except ValueError:
-        return None, f"{node.value}; must be {key.accepted}"

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from pyarrow import parquet
 
-from evoprompt.config import Recipe, load_recipe
+from evoprompt.config import Recipe
 from evoprompt.errors import listed
+from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.stats import binomial_above_chance
 

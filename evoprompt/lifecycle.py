@@ -15,12 +15,13 @@ import torch
 from pyarrow import parquet
 
 from evoprompt import __version__
-from evoprompt.config import Recipe, load_recipe
+from evoprompt.config import Recipe
 from evoprompt.errors import DataError, EvopromptError, RunError, listed
 from evoprompt.evolution import Evolution, Measure, new_prompt, now
 from evoprompt.images import ImageRecord, ImageSet
 from evoprompt.judge import Judge
 from evoprompt.prompts import PixelPrompt
+from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import Run, write_text
 from evoprompt.scoring import fits
 from evoprompt.tracking import Console, Mirror

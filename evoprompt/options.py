@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from evoprompt.config import Recipe, load_recipe
+from evoprompt.config import Recipe
+from evoprompt.recipe_files import load_recipe
 
 PATH = click.Path(path_type=Path)
 SOME_UNUSABLE = 3

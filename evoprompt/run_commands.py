@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evoprompt.config import Recipe, load_recipe
+from evoprompt.config import Recipe
 from evoprompt.options import (
     PATH,
     recipe_of,
@@ -19,6 +19,7 @@ from evoprompt.options import (
     with_seen,
     with_skip,
 )
+from evoprompt.recipe_files import load_recipe
 
 if TYPE_CHECKING:
     from evoprompt.judge import Judge

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from evoprompt.config import load_recipe, shipped_recipes
 from evoprompt.options import (
     PATH,
     recipe_of,
@@ -17,6 +16,7 @@ from evoprompt.options import (
     with_recipe,
     with_skip,
 )
+from evoprompt.recipe_files import load_recipe, shipped_recipes
 
 
 @click.command()

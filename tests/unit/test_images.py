@@ -330,9 +330,7 @@ def test_four_tiles_are_the_block_of_two_by_two_around_the_centre() -> None:
 
 def test_one_tile_is_the_centre_at_native_scale() -> None:
     image = noise(100, 60)
-    assert np.array_equal(
-        fit_image(image, "tiles", 20)[0], np.asarray(image).transpose(2, 0, 1)[:, 20:40, 40:60]
-    )
+    assert np.array_equal(fit_image(image, "tiles", 20)[0], np.asarray(image).transpose(2, 0, 1)[:, 20:40, 40:60])
 
 
 @pytest.mark.parametrize("views", range(1, 10))

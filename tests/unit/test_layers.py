@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "evoprompt"
 RANKS = {
     0: ("errors", "owl2", "charts"),
     1: ("config", "questions", "stats", "thurstone", "tables"),
-    2: ("images", "degrade", "prompts", "runs", "tracking"),
+    2: ("recipe_files", "images", "degrade", "prompts", "runs", "tracking"),
     3: ("judge", "ladder", "labels", "objectives", "findings", "pictures"),
     4: ("voting", "scoring"),
     5: ("training", "evaluation", "health"),
@@ -26,7 +26,8 @@ RANKS = {
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 LIGHT = (
-    *("__init__", "errors", "config", "stats", "questions", "tables", "runs", "findings", "report", "doctor"),
+    *("__init__", "errors", "config", "recipe_files", "stats", "questions", "tables", "runs"),
+    *("findings", "report", "doctor"),
     *("options", "run_commands", "score_commands", "tool_commands", "cli"),
 )
 HEAVY = {"torch", "transformers", "trl", "datasets", "wandb", "accelerate"}
