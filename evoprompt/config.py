@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -31,6 +32,9 @@ class JudgeConfig:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = opt("auto", "auto: bfloat16 on CUDA, float32 elsewhere")
     question: str = opt("auto", "name of the question it rates with; auto is the family's first")
+    preprocess: Literal["own", "imagenet-crop"] = opt(
+        "own", "own: as its family was trained; imagenet-crop: as the published pixel prompts were"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ class TrainConfig:
     grad_clip: float = opt(0.0, "largest gradient norm; 0 = no limit", within="[0, inf)")
     save_every: int = opt(20, "steps between checkpoints within a round", within="[1, inf)", horizon=True)
     variance: Literal["predicted-detached", "predicted", "fixed"] = opt(
-        "predicted-detached", "spread of a rating in the loss; predicted rewards overconfidence, fixed is 1"
+        "predicted-detached", "spread of a rating in fidelity; predicted rewards overconfidence, fixed is 1"
     )
     gamma: float = opt(0.1, "variance of a comparison, in squared score units", within="(0, inf)")
 
@@ -90,12 +94,15 @@ class TrainConfig:
 class GrpoConfig:
     """The reward objective; used when train.objective is grpo."""
 
-    estimator: Literal["exact", "sampled"] = opt("exact", "sum over all five answers, or draw some")
+    estimator: Literal["exact", "sampled"] = opt("exact", "sum over all level answers, or draw some")
     engine: Literal["native", "trl"] = opt("native", "our own step, or TRL's GRPOTrainer (sampled only)")
     answers: int = opt(8, "answers drawn an image; estimator sampled only", within="[2, inf)")
-    advantage: Literal["centred", "standardised", "leave-one-out"] = opt("centred", "what a reward is held against")
-    kl: Literal["exact", "k3"] = opt("exact", "distance to the bare judge: all answers summed, or k3 of drawn ones")
+    advantage: Literal["centred", "standardised", "leave-one-out"] = opt(
+        "standardised", "reward minus its mean, that over its deviation, or minus the other drawn answers' mean"
+    )
+    kl: Literal["exact", "k3"] = opt("exact", "distance to the bare judge: all answers summed, or k3 of the drawn ones")
     beta: float = opt(0.05, "weight of that distance", within="[0, inf)")
+    rationale: int = opt(0, "most tokens of a reason the judge writes before the level; engine trl", within="[0, 256]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +110,10 @@ class MosConfig:
     """Human scores to train on; used by train, and by evolve --train-mos."""
 
     objective: Literal["mse", "soft-kl", "fidelity", "soft-kl+fidelity"] = opt("fidelity", "loss against human scores")
-    range: str = opt("auto", "ends of the MOS scale, such as 1..5; auto = smallest and largest MOS given")
+    range: str = opt(
+        "auto", "ends of the MOS scale, such as 1..5; auto = smallest and largest MOS; several files: auto,0..100"
+    )
+    better: str = opt("higher", "which MOS are better, higher or lower; several files: higher,lower")
     soft: Literal["interval", "density"] = opt("interval", "how a MOS and its deviation become level probabilities")
     fidelity_weight: float = opt(1.0, "weight of fidelity in soft-kl+fidelity", within="[0, inf)")
     fraction: float = opt(0.5, "share of the training batches that hold human scores; evolve only", within="[0, 1]")
@@ -114,6 +124,9 @@ class MosConfig:
 class GateConfig:
     """When a round is accepted."""
 
+    accept: Literal["evidence", "always"] = opt(
+        "evidence", "accept rounds on evidence, or every round; control runs always accept"
+    )
     tolerance: float = opt(0.01, "how far ladder accuracy may fall", within="[0, 1]")
     min_spread: float = opt(0.5, "least spread of the scores, as a share of the bare judge's", within="[0, 1]")
     confidence: float = opt(0.9, "confidence of the gate's one-sided bounds", within="(0.5, 1)")
@@ -253,6 +266,61 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "pairs.group", "pairs.per_round", f"{values['pairs.group']}; must not exceed pairs.per_round ({pairs})"
     if values["train.warmup"] >= (steps := values["train.steps"]):
         yield "train.warmup", "train.steps", f"{values['train.warmup']}; must be below train.steps ({steps})"
+    if values["control"] != "none" and values["pairs.ladder"]:
+        yield (
+            "pairs.ladder",
+            "control",
+            f"{values['pairs.ladder']}; must be 0 in a control run, whose labels know nothing",
+        )
+    for part in parts(values["mos.range"]):
+        try:
+            scale_ends(part)
+        except ValueError:
+            yield "mos.range", "mos.range", f"{part}; must be auto, or two rising numbers such as 1..5"
+    for part in parts(values["mos.better"]):
+        if part not in ("higher", "lower"):
+            yield "mos.better", "mos.better", f"{part}; must be higher or lower"
+    yield from _grpo_contradictions(values)
+
+
+def _grpo_contradictions(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Those of the section grpo."""
+    if values["grpo.estimator"] == "exact":
+        for key, drawn, instead in (
+            ("grpo.engine", "trl", "native"),
+            ("grpo.advantage", "leave-one-out", "centred"),
+            ("grpo.kl", "k3", "exact"),
+        ):
+            if values[key] == drawn:
+                problem = f"{drawn} is for drawn answers; set grpo.estimator to sampled, or this to {instead}"
+                yield key, "grpo.estimator", problem
+    if values["grpo.rationale"] and values["grpo.engine"] != "trl":
+        problem = f"{values['grpo.rationale']}; only TRL trains on written reasons, set grpo.engine to trl or this to 0"
+        yield "grpo.rationale", "grpo.engine", problem
+    if values["grpo.engine"] == "trl":
+        if (objective := values["train.objective"]) != "grpo":
+            yield "grpo.engine", "train.objective", f"trl; needs train.objective grpo, not {objective}"
+        if values["grpo.kl"] != "k3" and values["grpo.beta"] > 0:
+            yield "grpo.kl", "grpo.engine", f"{values['grpo.kl']}; TRL has k3 alone, set this to k3 or grpo.beta to 0"
+
+
+def scale_ends(text: str) -> tuple[float, float] | None:
+    """Ends of a MOS scale written LOW..HIGH, such as ``0..100``; None for ``auto``.
+
+    Raises:
+        ValueError: if it is written otherwise, or the ends are not in rising order.
+    """
+    if text == "auto":
+        return None
+    low, high = (float(end) for end in text.split(".."))
+    if not -math.inf < low < high < math.inf:
+        raise ValueError
+    return low, high
+
+
+def parts(text: str) -> list[str]:
+    """The values of a key that has one for all label files, or one for each."""
+    return [part.strip() for part in text.split(",")]
 
 
 def convert(value: Any, key: Key) -> tuple[Any, str]:

@@ -2,114 +2,110 @@
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from evoprompt.config import TrainConfig
+from evoprompt.config import Recipe
 from evoprompt.errors import RunError
+from evoprompt.grpo import grpo_loss
 from evoprompt.judge import Judge
-from evoprompt.objectives import rating_fidelity
+from evoprompt.objectives import mos_loss, rating_fidelity
 from evoprompt.prompts import PixelPrompt
-from evoprompt.runs import TRAIN, stream
-
-OnStep = Callable[[int, int, dict[str, float]], None]
-_OPTIMIZERS = {"adam": "adamw_torch", "sgd": "sgd"}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch: images by key, and the comparisons among them.
-
-    ``views`` (len(images), V, 3, S, S) uint8 is read only when the batch is used; ``pairs`` (P, 2) are rows of the
-    batch; ``targets`` (P,) are probabilities that the first is better.
-    """
-
-    views: Callable[[], np.ndarray]
-    pairs: np.ndarray
-    targets: np.ndarray
-
-
-class _Steps(Dataset[dict[str, Tensor]]):
-    """The batch of every step, decided by coordinates alone: order and view do not depend on where a run stopped."""
-
-    def __init__(self, batches: Sequence[Batch], steps: int, seed: Sequence[int]) -> None:
-        self.batches, self.steps, self.seed = batches, steps, tuple(seed)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        epoch, place = divmod(step, len(self.batches))
-        order = stream(*self.seed, TRAIN, epoch).permutation(len(self.batches))
-        batch = self.batches[order[place]]
-        views = batch.views()
-        chosen = stream(*self.seed, TRAIN, epoch, place).integers(views.shape[1], size=len(views))
-        return {
-            "pixels": torch.from_numpy(views[np.arange(len(views)), chosen]).float() / 255,
-            "pairs": torch.from_numpy(batch.pairs),
-            "targets": torch.from_numpy(batch.targets).float(),
-        }
+from evoprompt.steps import Batch, MosBatch, OnStep, Steps, Watch, last_checkpoint, step_records, trainer_options
+from evoprompt.trl_engine import train_prompt_trl
 
 
 class PromptedRating(nn.Module):
-    """Images to rating loss. It owns the prompt; the judge is only used, so nothing else can train or be saved."""
+    """Images to rating loss. It owns the prompt; the judge is only used, so nothing else can train or be saved.
 
-    def __init__(self, judge: Judge, prompt: PixelPrompt, config: TrainConfig) -> None:
+    ``numbers`` holds what the last step had to say besides its loss.
+    """
+
+    def __init__(self, judge: Judge, prompt: PixelPrompt, recipe: Recipe) -> None:
         super().__init__()
-        self.prompt = prompt
-        self._objective = config
+        self.prompt, self.recipe = prompt, recipe
+        self.numbers: dict[str, float] = {}
         self._judge = [judge]
         judge.attach(prompt)
 
-    def forward(self, pixels: Tensor, pairs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Loss of a batch: pixels (B, 3, S, S) in [0, 1], pairs (P, 2) int64, targets (P,) in [0, 1]."""
+    def forward(
+        self,
+        pixels: Tensor,
+        pairs: Tensor | None = None,
+        targets: Tensor | None = None,
+        draw: Tensor | None = None,
+        mos: Tensor | None = None,
+        std: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss of a batch, either of pseudo-labels (pairs, targets, draw) or of human scores (mos, std, weight).
+
+        Args:
+            pixels: (B, 3, S, S) in [0, 1].
+            pairs: (P, 2) int64, rows of the batch.
+            targets: (P,) probability that the first is better, in [0, 1].
+            draw: int64 scalar, the seed of whatever is drawn.
+            mos: (B,) human scores on the scale 1 to 5.
+            std: (B,) their deviations on that scale, None when they are not known.
+            weight: scalar, factor of the loss against human scores.
+        """
         judge = self._judge[0]
         question = judge.family.rate[0]
         logits = judge.rate(judge.encode(pixels), question)
         values = torch.tensor(question.values, device=logits.device)
-        return {
-            "loss": rating_fidelity(logits, values, pairs.to(logits.device), targets.to(logits.device), self._objective)
-        }
+        if mos is not None and weight is not None:
+            self.numbers = {}
+            std = None if std is None else std.to(logits.device)
+            loss = mos_loss(logits, values, mos.to(logits.device), std, self.recipe.mos, self.recipe.train)
+            return {"loss": weight.to(logits.device) * loss}
+        assert pairs is not None and targets is not None and draw is not None
+        return {"loss": self._voted(pixels, logits, values, pairs, targets, int(draw))}
+
+    def _voted(
+        self, pixels: Tensor, logits: Tensor, values: Tensor, pairs: Tensor, targets: Tensor, draw: int
+    ) -> Tensor:
+        pairs, targets = pairs.to(logits.device), targets.to(logits.device)
+        if self.recipe.train.objective == "fidelity":
+            return rating_fidelity(logits, values, pairs, targets, self.recipe.train)
+        generator = torch.Generator().manual_seed(draw)
+        bare, grpo, gamma = self._bare(pixels), self.recipe.grpo, self.recipe.train.gamma
+        loss, self.numbers = grpo_loss(logits, bare, values, pairs, targets, grpo, gamma, generator)
+        return loss
+
+    def _bare(self, pixels: Tensor) -> Tensor:
+        """Logits of the same pixels without the prompt: the reference costs a forward pass, not a second model."""
+        judge = self._judge[0]
+        judge.attach(None)
+        with torch.no_grad():
+            logits = judge.rate(judge.encode(pixels), judge.family.rate[0])
+        judge.attach(self.prompt)
+        return logits
 
 
-class _Watch(TrainerCallback):
-    """Reports steps and stops at a loss that is not a number."""
+class _PromptTrainer(Trainer):
+    """Logs what the objective has to say beside its loss, so that it survives a kill with the rest of the log."""
 
-    def __init__(self, on_step: OnStep, steps: int) -> None:
-        self.on_step, self.steps = on_step, steps
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        if "loss" not in logs:
-            return
-        if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
-            raise RunError(
-                f"the loss became {logs['loss']} at step {state.global_step} (lr {logs['learning_rate']:g}). The last "
-                "good round is kept; start a new run with a smaller train.lr or judge.dtype=float32."
-            )
-        self.on_step(state.global_step, self.steps, {"loss": logs["loss"]})
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        numbers = self.model.numbers if "loss" in logs else {}
+        super().log({**logs, **{f"train/{key}": value for key, value in numbers.items()}}, *arguments, **options)
 
 
 def train_prompt(
     judge: Judge,
     prompt: PixelPrompt,
     batches: Sequence[Batch],
-    config: TrainConfig,
+    recipe: Recipe,
     seed: Sequence[int],
     folder: Path,
     on_step: OnStep,
+    mos: Sequence[MosBatch] = (),
+    fraction: float = 0.0,
 ) -> list[dict[str, float]]:
     """Train the prompt in place; continue from the step checkpoints in ``folder`` when there are any.
 
@@ -117,75 +113,35 @@ def train_prompt(
         judge: frozen; the prompt is attached to it and left attached.
         prompt: the only thing that changes.
         batches: comparisons to agree with.
-        config: steps, optimiser, loss.
+        recipe: its sections ``train``, ``grpo`` and ``mos``.
         seed: coordinates of the round, (seed, round).
         folder: for step checkpoints (prompt, optimiser, schedule, step; a few KB to MB).
         on_step: called with (step, steps, numbers) after each step.
+        mos: human scores to agree with, see ``steps.Steps``.
+        fraction: share of the steps that get them.
 
     Returns:
-        One record a step: ``step``, ``train/loss``, ``train/lr``, ``train/grad_norm``.
+        One record a step: ``step``, ``train/loss``, ``train/lr``, ``train/grad_norm``; with grpo also
+        ``train/reward``, ``train/reward_zero_spread``, ``train/kl``.
 
     Raises:
         RunError: when the loss is not finite, or no pair was kept.
     """
-    if not batches:
+    config = recipe.train
+    if not batches and fraction < 1:
         raise RunError(
             "no pair passed vote.min_confidence, so there is nothing to train on. Lower it, or ask for more pairs."
         )
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=1,
-        learning_rate=config.lr,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup,
-        optim=_OPTIMIZERS[config.optimizer],
-        weight_decay=0.0,
-        max_grad_norm=config.grad_clip,
-        save_strategy="steps",
-        save_steps=config.save_every,
-        save_total_limit=1,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        use_cpu=judge.device.type == "cpu",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        seed=int(stream(*seed, TRAIN).integers(2**31)),
-        bf16=False,
-    )
-    trainer = Trainer(
-        model=PromptedRating(judge, prompt, config),
-        args=arguments,
-        train_dataset=_Steps(batches, config.steps, seed),
+    if config.objective == "grpo" and recipe.grpo.engine == "trl":
+        return train_prompt_trl(judge, prompt, batches, config, recipe.grpo, seed, folder, on_step)
+    trainer = _PromptTrainer(
+        model=PromptedRating(judge, prompt, recipe),
+        args=TrainingArguments(**trainer_options(config, seed, folder, judge.device)),
+        train_dataset=Steps(batches, config.steps, seed, mos, fraction),
         data_collator=lambda items: items[0],
-        callbacks=[_Watch(on_step, config.steps)],
+        callbacks=[Watch(on_step, config.steps)],
     )
     # The Trainer prints its logs itself; ours go through on_step.
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-    return [
-        {
-            "step": row["step"],
-            "train/loss": row["loss"],
-            "train/lr": row["learning_rate"],
-            "train/grad_norm": row.get("grad_norm", math.nan),
-        }
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest step checkpoint that was written to its end; a torn one is removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    while found:
-        path = found.pop()
-        # trainer_state.json is what the Trainer writes last.
-        if (path / "trainer_state.json").is_file():
-            return str(path)
-        shutil.rmtree(path)
-    return None
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    return step_records(trainer.state.log_history)

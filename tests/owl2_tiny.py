@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
-from evoprompt.owl2 import Owl2Config, Owl2ForConditionalGeneration
+from evoprompt.answers import REASON
+from evoprompt.judge import OwlJudge
+from evoprompt.owl2 import Owl2Config, Owl2ForConditionalGeneration, Owl2ImageProcessor, Owl2Processor, Owl2Tokenizer
+from evoprompt.questions import FAMILIES, Family
 
 SIDE, QUERIES, VOCABULARY = 32, 3, 48
 WORDS = ["<unk>", "<s>", "</s>", "USER:", "ASSISTANT:", "rate", "this", "good", "poor", "is"]
@@ -59,3 +63,28 @@ def save_checkpoint(folder: Path, model: Owl2ForConditionalGeneration | None = N
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in WORDS[:3]])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def writing_family() -> Family:
+    """Short questions of the released kind: the assistant begins the answer, the judge says the level."""
+    owl2 = FAMILIES["owl2"]
+    rate = replace(owl2.rate[0], text="USER: <|image|> rate this ASSISTANT: this is")
+    compare = replace(owl2.compare[0], text="USER: <|image|> <|image|> rate this ASSISTANT: this is")
+    return replace(owl2, rate=(rate,), compare=(compare,))
+
+
+def tiny_writer() -> OwlJudge:
+    """A judge around the tiny model that can write: random words, some of which end a sentence."""
+    spoken = [*REASON.split(), "bad", "fair", "excellent", "first", "second", "soft.", "clear.", "dark."]
+    words = [*WORDS, *spoken]
+    words += [f"w{index}" for index in range(VOCABULARY - 1 - len(words))]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = Owl2Tokenizer(tokenizer_object=backend, **special)
+    constants = Owl2ImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    processor = Owl2Processor(constants, tokenizer, num_image_tokens=QUERIES + 1)
+    model = tiny_model()
+    model.config.image_token_index = processor.image_token_id
+    return OwlJudge(model, processor, "tiny", "0", writing_family())
