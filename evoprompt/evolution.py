@@ -8,6 +8,9 @@ One round, as in the method section:
 4. *train*    the prompt alone is trained until the judge's ratings of single images agree with the pseudo-labels.
 5. *gate*     the candidate is accepted or rejected on label-free evidence from images it never saw.
 6. *commit*   the round is published by one rename; an accepted prompt becomes the start of the next round.
+
+With human scores, a share of the training batches hold them instead of pseudo-labels. When all do, the run is
+supervised: nothing is voted for training, and the gate asks for agreement with human scores of held-out images.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import numpy as np
 import torch
 
 from evoprompt import __version__
+from evoprompt.batches import ladder_batch, vote_batches
 from evoprompt.config import Recipe
 from evoprompt.errors import JudgeError
 from evoprompt.health import (
@@ -42,29 +46,56 @@ from evoprompt.health import (
 )
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.ladder import Chain, Pool, plan_chains
-from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
-from evoprompt.runs import LADDER, PAIRS, VOTES, Run, append_lines, read_lines, stream, write_lines, write_text
+from evoprompt.ladder import Pool, plan_chains
+from evoprompt.mos import MosImages, MosSet, heldout_srcc, keys_of, plan_batches, said_of, trainable
+from evoprompt.prompts import Origin, PixelPrompt
+from evoprompt.runs import (
+    CONTROL,
+    LADDER,
+    MOS,
+    PAIRS,
+    SPLIT,
+    VOTES,
+    Run,
+    append_lines,
+    read_lines,
+    stream,
+    write_lines,
+    write_text,
+)
+from evoprompt.steps import Batch, MosBatch, mos_steps
 from evoprompt.tracking import Console, Mirror
-from evoprompt.training import Batch, train_prompt
-from evoprompt.voting import PseudoLabel, Seen, Vote, chunks, collect_votes, count_votes, plan_groups, sources_of
+from evoprompt.training import train_prompt
+from evoprompt.voting import (
+    PseudoLabel,
+    Seen,
+    Vote,
+    chunks,
+    collect_votes,
+    control_labels,
+    count_votes,
+    plan_groups,
+    sources_of,
+)
 
 Measure = Callable[[PixelPrompt, Path], dict[str, float]]
 
 
 @dataclass
 class Evolution:
-    """A run in memory: everything a round needs. Labels are not among it.
+    """A run in memory: everything a round needs. Labels to measure on are not among it.
 
     Args:
         recipe: what to do.
-        images: the unlabelled images.
+        images: the unlabelled images; of a supervised run those of the sets.
         judge: frozen.
         run: the directory, locked.
         console: for people.
         mirror: takes the metrics of each round.
         measure: takes a prompt and the round's folder and returns numbers to record; evolution never sees its labels.
         force: go on with a judge whose votes are at chance.
+        sets: human scores to train on.
+        supervised: train on them alone.
     """
 
     recipe: Recipe
@@ -75,16 +106,34 @@ class Evolution:
     mirror: Mirror = lambda metrics: None
     measure: Measure | None = None
     force: bool = False
+    sets: Sequence[MosSet] = ()
+    supervised: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     seen_before: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         recipe, family = self.recipe, self.judge.family
         views = max(recipe.vote.views, family.views)
-        self.pool = Pool(self.images, family.fit, self.judge.image_size, views, recipe.seed)
-        self.train_images, heldout = split_images(len(self.images), recipe.pairs.heldout, recipe.seed)
+        self.fraction = 1.0 if self.supervised else recipe.mos.fraction if self.sets else 0.0
+
+        def pool(images: ImageSet) -> Pool:
+            return Pool(images, family.fit, self.judge.image_size, views, recipe.seed)
+
+        self.pool = pool(self.images)
+        self.train_images, heldout = split_images(self.images, recipe.pairs.heldout, recipe.seed)
         self.panel: Panel = plan_panel(self.pool, heldout, recipe.pairs, recipe.ladder, recipe.seed)
         self.block = max(1, recipe.eval.batch_size // views)
+        unseen = keys_of(self.images, heldout)
+        self.human = [
+            MosImages(
+                chosen,
+                pool(chosen.images),
+                trainable(chosen, unseen),
+                recipe.control,
+                stream(recipe.seed, 0, CONTROL, k),
+            )
+            for k, chosen in enumerate(self.sets)
+        ]
 
     # -- the rounds -------------------------------------------------------------------------------------------------
 
@@ -100,6 +149,8 @@ class Evolution:
         self.seen_before = start.origin.seen  # a warm start has learnt from images that are not in this run
         done = self.run.rounds()
         prompt = start if not done else PixelPrompt.load(self.run.path / "prompt")
+        if not done:
+            self._check_direction()
         with self._timed("look"):
             first = self._look(start, 0)
         if not done:
@@ -111,11 +162,23 @@ class Evolution:
             prompt, before = self._round(number, prompt, first, before)
         self.run.save(status="finished", finished=now())
 
+    def _check_direction(self) -> None:
+        """Say so when human scores seem to run the other way; which way they run is never guessed."""
+        self.judge.attach(None)
+        for human in self.human:
+            found = human.direction(self.judge, self.block)
+            if found.high < 0:
+                self.console.say(
+                    f"warning  {human.set.name}: the bare judge scores images lower the higher their MOS (SRCC "
+                    f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]). If lower is better there, start again "
+                    "with -s mos.better=lower."
+                )
+
     def _begin(self, start: PixelPrompt, reading: Reading) -> None:
         """Round 0: measure the judge, refuse one that cannot be a teacher."""
         fine, low = above_chance(reading.health)
         accuracy = reading.health.ladder_vote_accuracy
-        if not fine and not self.force:
+        if not fine and self.fraction < 1 and not self.force:
             raise JudgeError(
                 f"judge {self.judge.id} is not clearly better than a coin at ordering known degradations of these "
                 f"images (votes right in {accuracy:.0%} of {reading.health.ladder_steps} steps, at least {low:.0%} "
@@ -133,20 +196,19 @@ class Evolution:
         groups, taught = self._plan(number)
         with self._timed("vote"):
             labels, votes = self._vote(number, accepted, groups, folder)
+            labels = control_labels(labels, self.recipe.control, stream(self.recipe.seed, number, CONTROL))
         candidate = copy.deepcopy(accepted)
-        batches = [*_batches(groups, labels, self.pool), *taught]
+        batches = [*vote_batches(groups, labels, self.pool), *taught]
         with self._timed("train"):
             steps = self._train(number, candidate, batches, folder)
         with self._timed("gate"):
             after = self._look(candidate, number)
-            decision = decide(first, before, after, self.recipe.gate, (self.recipe.seed, number))
+            decision, evidence = self._decide(number, first, before, after)
         numbers = {
             **_vote_numbers(labels, len(votes)),
             "train/ladder_pairs": float(sum(len(batch.pairs) for batch in taught)),
-            "train/loss_first": steps[0]["train/loss"],
-            "train/loss_last": steps[-1]["train/loss"],
-            "gate/gain": decision.gain,
-            "gate/gain_low": decision.gain_low,
+            **_loss_numbers(steps, self.fraction),
+            **evidence,
             "prompt/saturated_fraction": candidate.saturated_fraction(),
         }
         self._write_labels(folder, labels)
@@ -160,6 +222,8 @@ class Evolution:
         """Groups to be voted, and batches of ladder chains whose order is known by construction."""
         pairs, ladder = self.recipe.pairs, self.recipe.ladder
         seed = self.recipe.seed
+        if self.fraction == 1:
+            return [], []
         groups = plan_groups(self.train_images, pairs.per_round, pairs.group, stream(seed, number, PAIRS))
         n_taught = round(pairs.ladder * len(groups))
         if not n_taught:
@@ -170,7 +234,7 @@ class Evolution:
         kinds = -(-n_taught * per_batch // n_images)
         chains = plan_chains(self.pool, images, n_images, kinds, ladder.levels, stream(seed, number, LADDER))
         taught = [chains[k * per_batch : (k + 1) * per_batch] for k in range(n_taught)]
-        return groups[: len(groups) - n_taught], [_ladder_batch(group, self.pool) for group in taught if group]
+        return groups[: len(groups) - n_taught], [ladder_batch(group, self.pool) for group in taught if group]
 
     def _vote(
         self, number: int, prompt: PixelPrompt, groups: list[np.ndarray], folder: Path
@@ -205,6 +269,7 @@ class Evolution:
         self, number: int, candidate: PixelPrompt, batches: Sequence[Batch], folder: Path
     ) -> list[dict[str, float]]:
         seed = (self.recipe.seed, number)
+        mos = self._plan_mos(number)
         with self.console.progress(f"round {number}/{self.recipe.rounds}  train", self.recipe.train.steps) as advance:
             done = [0]
 
@@ -212,9 +277,43 @@ class Evolution:
                 advance(step - done[0], **numbers)
                 done[0] = step
 
+            checkpoints = folder / "checkpoints"
             return train_prompt(
-                self.judge, candidate, batches, self.recipe.train, seed, folder / "checkpoints", on_step
+                self.judge, candidate, batches, self.recipe, seed, checkpoints, on_step, mos, self.fraction
             )
+
+    def _plan_mos(self, number: int) -> list[MosBatch]:
+        """Batches of human scores, as many as the round's steps will use."""
+        recipe = self.recipe
+        n = mos_steps(recipe.train.steps, self.fraction)
+        weight = 1.0 if self.supervised else recipe.mos.weight
+        rng = stream(recipe.seed, number, MOS)
+        return plan_batches(self.human, n, recipe.pairs.group, weight, rng) if n else []
+
+    def _decide(
+        self, number: int, first: Reading, before: Reading, after: Reading
+    ) -> tuple[Decision, dict[str, float]]:
+        """The gate's verdict and its numbers. Where every round is accepted, the evidence stays on record."""
+        recipe, seed = self.recipe, (self.recipe.seed, number)
+        if self.supervised:
+            now, was = self._heldout_scores(after), self._heldout_scores(before)
+            draw = int(stream(*seed, SPLIT).integers(2**31))
+            srcc, gain, low = heldout_srcc(self.sets, now, was, recipe.gate.confidence, draw)
+            known = f"held-out SRCC with human scores {srcc:.3f}, {gain:+.3f}"
+            reason = known if gain == gain else "too few held-out human scores for a correlation"
+            decision, numbers = Decision(gain > 0, reason, gain, low), {"gate/srcc": srcc}
+        else:
+            decision, numbers = decide(first, before, after, recipe.gate, seed), {}
+        numbers |= {"gate/gain": decision.gain, "gate/gain_low": decision.gain_low}
+        numbers["gate/evidence"] = float(decision.accepted)
+        if recipe.control != "none" or recipe.gate.accept == "always":
+            why = "control run" if recipe.control != "none" else "gate.accept is always"
+            decision = replace(decision, accepted=True, reason=f"{why}; evidence: {decision.reason}")
+        return decision, numbers
+
+    def _heldout_scores(self, reading: Reading) -> dict[str, float]:
+        """Scores of the held-out images by content."""
+        return {self.images.records[i].sha256: reading.scores[int(i)] for i in self.panel.images}
 
     def _look(self, prompt: PixelPrompt, number: int) -> Reading:
         self.judge.attach(prompt)
@@ -258,6 +357,7 @@ class Evolution:
         self.console.say(_table_row(record))
 
     def _origin(self, number: int) -> Origin:
+        records = [*self.images.records, *(record for chosen in self.sets for record in chosen.records)]
         return Origin(
             judge=self.judge.id,
             revision=self.judge.revision,
@@ -267,7 +367,9 @@ class Evolution:
             data=self.images.fingerprint(),
             round=number,
             version=__version__,
-            seen=tuple(sorted({*self.seen_before, *(record.sha256 for record in self.images.records)})),
+            labels="none" if not self.sets else ("" if self.supervised else "votes and ") + said_of(self.sets),
+            control=self.recipe.control,
+            seen=tuple(sorted({*self.seen_before, *(key for record in records for key in record.keys)})),
         )
 
     def _write_labels(self, folder: Path, labels: Sequence[PseudoLabel]) -> None:
@@ -300,40 +402,24 @@ def _table_row(record: dict[str, Any]) -> str:
     )
 
 
-def plan_lines(recipe: Recipe, judge: Judge, images: ImageSet, out: Path) -> list[str]:
-    """What a run is going to do, for people to read before it starts."""
-    prompt, vote = new_prompt(recipe, judge), recipe.vote
-    asked = vote.views * vote.wordings * sum({"compare": 2, "rate": 1}[source] for source in sources_of(vote))
-    shape = "" if recipe.prompt.kind == "overlay" else f" {recipe.prompt.size} px"
-    blocks = f" in blocks of {recipe.prompt.blocks} px" if recipe.prompt.blocks else ""
-    _, heldout = split_images(len(images), recipe.pairs.heldout, recipe.seed)
-    return [
-        f"prompt   {recipe.prompt.kind}{shape}{blocks}: {prompt.n_values:,} values trained",
-        f"plan     {recipe.rounds} rounds x ({recipe.pairs.per_round:,} pairs x {asked} votes, {recipe.train.steps} "
-        f"steps of {recipe.pairs.group} images); {len(heldout)} of {len(images)} images held out; writes {out}",
-    ]
-
-
-def new_prompt(recipe: Recipe, judge: Judge) -> PixelPrompt:
-    """The prompt a run starts from: all zeros, which is exactly the bare judge."""
-    prompt = recipe.prompt
-    return PixelPrompt(
-        PromptConfig(
-            kind=prompt.kind,
-            image_size=judge.image_size,
-            size=prompt.size,
-            blocks=prompt.blocks,
-            strength=prompt.strength,
-            place=prompt.place,
-        )
-    )
-
-
 def peak_memory_mib() -> float:
     """Peak memory of this process so far, MiB: of the GPU when one is used, otherwise resident."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _loss_numbers(steps: Sequence[dict[str, float]], fraction: float) -> dict[str, float]:
+    """First and last value of what the objective logged, apart for pseudo-labels and for human scores."""
+    numbers: dict[str, float] = {}
+    for k, step in enumerate(steps):
+        human = mos_steps(k + 1, fraction) > mos_steps(k, fraction)
+        for key, value in step.items():
+            if key not in ("step", "train/lr", "train/grad_norm"):
+                name = f"train/{'mos_' if human else ''}{key.removeprefix('train/')}"
+                numbers.setdefault(f"{name}_first", value)
+                numbers[f"{name}_last"] = value
+    return numbers
 
 
 def _vote_numbers(labels: Sequence[PseudoLabel], n_votes: int) -> dict[str, float]:
@@ -343,30 +429,6 @@ def _vote_numbers(labels: Sequence[PseudoLabel], n_votes: int) -> dict[str, floa
         numbers["votes/share"] = float(np.mean([label.confidence for label in labels]))
         numbers["votes/agreement"] = float(np.mean([label.agreement for label in labels]))
     return numbers
-
-
-def _batches(groups: Sequence[np.ndarray], labels: Sequence[PseudoLabel], pool: Pool) -> list[Batch]:
-    """One batch a group: its images and the pseudo-labels kept among them. Groups with none are left out."""
-    by_pair = {label.pair: label for label in labels}
-    batches = []
-    for group, (first, pairs) in zip(groups, chunks(groups), strict=True):
-        row = {int(image): k for k, image in enumerate(group)}
-        kept = [by_pair[p] for p in range(first, first + len(pairs)) if by_pair[p].kept]
-        if kept:
-            rows = np.array([(row[label.a], row[label.b]) for label in kept])
-            batches.append(_batch(list(row), rows, [label.target for label in kept], pool))
-    return batches
-
-
-def _ladder_batch(chains: Sequence[Chain], pool: Pool) -> Batch:
-    """A batch whose order is known by construction: the first of each pair is the less degraded one."""
-    row = {key: k for k, key in enumerate(dict.fromkeys(key for chain in chains for key in chain.keys))}
-    rows = np.array([(row[int(a)], row[int(b)]) for chain in chains for a, b in chain.pairs()])
-    return _batch(list(row), rows, [1.0] * len(rows), pool)
-
-
-def _batch(keys: Sequence[int], rows: np.ndarray, targets: Sequence[float], pool: Pool) -> Batch:
-    return Batch(lambda: np.stack([pool(key) for key in keys]), rows, np.array(targets, dtype=np.float32))
 
 
 def now() -> str:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
 from evoprompt.errors import JudgeError
 from evoprompt.owl2 import load_owl2
 from evoprompt.prompts import PixelPrompt
-from evoprompt.questions import FAMILIES, Family, Question
+from evoprompt.questions import FAMILIES, OTHER, Family, Preprocess, Question, choose
 
 NANO = "owl2-nano"
+# What images are normalised with when they are prepared as for the published pixel prompts.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,10 +42,19 @@ class Judge(Protocol):
         """Images (B, 3, S, S) float32 in [0, 1] -> what the judge keeps of them (B, T, D), differentiable in pixels."""
 
     def rate(self, seen: Tensor, question: Question) -> Tensor:
-        """Encoded images (B, T, D) -> logits of the five levels, bad to excellent (B, 5) float32."""
+        """Encoded images (B, T, D) -> logits of the question's answers, worst to best (B, A) float32."""
 
     def compare(self, first: Tensor, second: Tensor, question: Question) -> Tensor:
         """Encoded pairs 2 x (P, T, D) -> logits of (first is better, second is better) (P, 2) float32."""
+
+    def ask(self, seen: Sequence[Tensor], text: str, answers: Sequence[str]) -> Tensor:
+        """Encoded images of a text, one (P, T, D) a place -> logits of one-token answers after it (P, A) float32."""
+
+    def tell(self, seen: Sequence[Tensor], text: str, limit: int) -> list[str]:
+        """The same -> what the judge writes after the text, greedily, at most ``limit`` tokens, P texts."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Images (B, 3, S, S) float32 in [0, 1] -> what the vision tower makes of them (B, D) float32."""
 
 
 def preference_logits(judge: Judge, a: Tensor, b: Tensor, question: Question) -> tuple[Tensor, Tensor]:
@@ -92,9 +105,10 @@ class OwlJudge:
         self.id, self.revision, self.family = name, revision, family
         self.image_size = int(model.config.vision_config.image_size)
         self.device = next(model.parameters()).device
-        constants = processor.image_processor
-        self._mean = torch.tensor(constants.image_mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(constants.image_std, device=self.device).view(1, 3, 1, 1)
+        own = (processor.image_processor.image_mean, processor.image_processor.image_std)
+        mean, std = own if family.preprocess == "own" else IMAGENET
+        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self._prompt: PixelPrompt | None = None
         self._asked: dict[Question, _Asked] = {}
         # At the image tower, because every road to an answer (forward, generate, TRL) passes there and nowhere else.
@@ -105,13 +119,18 @@ class OwlJudge:
         """Add this prompt to every image from now on; None = the bare judge.
 
         Raises:
-            JudgeError: when the prompt was made for another image size.
+            JudgeError: when the prompt was made for images of another size, or prepared in another way.
         """
         if prompt is not None and prompt.config.image_size != self.image_size:
             raise JudgeError(
                 f"the prompt was made for {prompt.config.image_size} px images, judge {self.id} sees "
                 f"{self.image_size} px images. Load the judge it was evolved with "
                 f"({prompt.origin.judge or 'not recorded'})."
+            )
+        if prompt is not None and prompt.config.preprocess != self.family.preprocess:
+            raise JudgeError(
+                f"the prompt was made for images prepared the way {prompt.config.preprocess!r}, judge {self.id} was "
+                f"loaded with {self.family.preprocess!r}. Load it with judge.preprocess={prompt.config.preprocess}."
             )
         self._prompt = None if prompt is None else prompt.to(self.device)
 
@@ -122,24 +141,79 @@ class OwlJudge:
         return seen
 
     def rate(self, seen: Tensor, question: Question) -> Tensor:
-        """Visual tokens (B, T, D) -> logits of the five levels, bad to excellent (B, 5) float32."""
+        """Visual tokens (B, T, D) -> logits of the question's answers, worst to best (B, A) float32."""
         asked = self._ask(question)
-        return self._answer([asked.chunks[0], seen, asked.chunks[1]], asked, question)
+        if OTHER not in question.answers:
+            return self._answer(asked, [seen]) / question.temperature
+        vocabulary = torch.arange(self.model.lm_head.weight.shape[0], device=self.device)
+        logits = self._answer(_Asked(asked.chunks, vocabulary), [seen]) / question.temperature
+        rest = logits.index_fill(1, asked.answers, -torch.inf).logsumexp(1, keepdim=True)
+        named, place = logits[:, asked.answers], question.answers.index(OTHER)
+        return torch.cat([named[:, :place], rest, named[:, place:]], dim=1)
 
     def compare(self, first: Tensor, second: Tensor, question: Question) -> Tensor:
         """Visual tokens 2 x (P, T, D) -> logits of (first is better, second is better) (P, 2) float32."""
-        asked = self._ask(question)
-        segments = [asked.chunks[0], first, asked.chunks[1], second, asked.chunks[2]]
-        logits = self._answer(segments, asked, question)
+        logits = self._answer(self._ask(question), [first, second]) / question.temperature
         if question.answers == ("first", "second"):
             return logits
         # Graded words (inferior ... superior): their values are the probability that the second image is better.
         chances = torch.stack([torch.tensor([1 - v, v], device=logits.device) for v in question.values])
         return torch.logsumexp(logits[:, :, None] + chances.clamp_min(1e-6).log(), dim=1)
 
-    def _answer(self, segments: list[Tensor], asked: _Asked, question: Question) -> Tensor:
-        logits: Tensor = self.model.answer_logits(segments, asked.answers)
-        return logits / question.temperature
+    def ask(self, seen: Sequence[Tensor], text: str, answers: Sequence[str]) -> Tensor:
+        """Put any question to the judge.
+
+        Args:
+            seen: what ``encode`` gave, one (P, T, D) for each image of the text, in its order.
+            text: up to the answer, one ``<|image|>`` an image; the same for all P.
+            answers: words of one token.
+
+        Returns:
+            (P, A) float32 logits of the answers.
+
+        Raises:
+            JudgeError: when the tokenizer lacks a word, or an answer is not a single token.
+        """
+        return self._answer(self._tokens(text, text, answers), seen)
+
+    def tell(self, seen: Sequence[Tensor], text: str, limit: int) -> list[str]:
+        """Let the judge write on after a text with images, greedily, until it ends or has ``limit`` tokens.
+
+        Args:
+            seen: as in ``ask``.
+            text: as in ``ask``.
+            limit: tokens at most, at least 1.
+
+        Returns:
+            P texts, without special tokens and without blanks around them.
+
+        Raises:
+            JudgeError: when the tokenizer lacks a word of the text.
+        """
+        places = torch.full((seen[0].shape[1],), self.processor.image_token_id, device=self.device)
+        ids = torch.cat(_woven(self._tokens(text, text, ()).chunks, [places] * len(seen))).expand(len(seen[0]), -1)
+        images = BaseModelOutputWithPooling(pooler_output=list(torch.stack(list(seen), dim=1).flatten(0, 1)))
+        with torch.no_grad():
+            written = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+                mm_encoder_outputs={"image": images},
+                max_new_tokens=limit,
+                do_sample=False,
+            )
+        texts = self.processor.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        return [str(text).strip() for text in texts]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Images (B, 3, S, S) float32 in [0, 1] -> mean state of the vision tower's patches (B, D) float32."""
+        pixels = pixels.to(self.device, torch.float32)
+        states: Tensor = self.model.model.vision_model((pixels - self._mean) / self._std).last_hidden_state
+        return states[:, 1:].mean(dim=1).float()
+
+    def _answer(self, asked: _Asked, seen: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.model.answer_logits(_woven(asked.chunks, seen), asked.answers)
+        return logits
 
     def _add_prompt(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prompt is None:
@@ -156,17 +230,21 @@ class OwlJudge:
 
     def _ask(self, question: Question) -> _Asked:
         if question not in self._asked:
-            try:
-                chunks = self.processor.encode_text(question.text)
-            except ValueError as error:
-                raise JudgeError(f"question {question.name!r} cannot be put to judge {self.id}: {error}.") from error
-            self._asked[question] = _Asked(
-                tuple(torch.tensor(ids, dtype=torch.long, device=self.device) for ids in chunks),
-                torch.tensor([self._answer_id(question, word) for word in question.answers], device=self.device),
-            )
+            words = [word for word in question.answers if word != OTHER]
+            self._asked[question] = self._tokens(question.name, question.text, words)
         return self._asked[question]
 
-    def _answer_id(self, question: Question, word: str) -> int:
+    def _tokens(self, name: str, text: str, answers: Sequence[str]) -> _Asked:
+        try:
+            chunks = self.processor.encode_text(text)
+        except ValueError as error:
+            raise JudgeError(f"question {name!r} cannot be put to judge {self.id}: {error}.") from error
+        return _Asked(
+            tuple(torch.tensor(ids, dtype=torch.long, device=self.device) for ids in chunks),
+            torch.tensor([self._answer_id(name, word) for word in answers], device=self.device),
+        )
+
+    def _answer_id(self, name: str, word: str) -> int:
         try:
             ids = self.processor.answer_ids(word)
         except ValueError:
@@ -174,7 +252,7 @@ class OwlJudge:
         if len(ids) != 1:
             tokens = f"{len(ids)} tokens" if ids else "not in the vocabulary"
             raise JudgeError(
-                f"question {question.name!r}: answer {word!r} is {tokens} for judge {self.id}, one token is needed. "
+                f"question {name!r}: answer {word!r} is {tokens} for judge {self.id}, one token is needed. "
                 "Ask a question whose answers are single tokens."
             )
         return int(ids[0])
@@ -184,7 +262,25 @@ class OwlJudge:
             self._ask(question)
 
 
-def load_judge(name: str, revision: str | None, family: str, dtype: str, device: str) -> OwlJudge:
+def _woven(chunks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a text with its images between them; one part more than images.
+
+    Raises:
+        ValueError: when there are more or fewer images than places for them.
+    """
+    rest = [part for pair in zip(images, chunks[1:], strict=True) for part in pair]
+    return [chunks[0], *rest]
+
+
+def load_judge(
+    name: str,
+    revision: str | None,
+    family: str,
+    dtype: str,
+    device: str,
+    question: str = "auto",
+    preprocess: Preprocess = "own",
+) -> OwlJudge:
     """Load a frozen judge.
 
     Args:
@@ -193,6 +289,8 @@ def load_judge(name: str, revision: str | None, family: str, dtype: str, device:
         family: one of ``questions.FAMILIES`` or ``auto`` (read from the checkpoint).
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` = bfloat16 on CUDA, float32 elsewhere.
         device: ``auto`` or a torch device.
+        question: what it rates with, see ``questions.choose``.
+        preprocess: how images are prepared for it, see ``questions.Family``.
 
     Returns:
         The judge, on the device, frozen.
@@ -218,7 +316,13 @@ def load_judge(name: str, revision: str | None, family: str, dtype: str, device:
     chosen = _family_of(name, model.config) if family == "auto" else family
     if chosen not in FAMILIES:
         raise JudgeError(f"judge family {family!r} is not known; use auto or one of {', '.join(FAMILIES)}.")
-    return OwlJudge(model, processor, name, stamp, FAMILIES[chosen])
+    try:
+        asked = choose(FAMILIES[chosen], question, preprocess)
+    except ValueError as error:
+        raise JudgeError(
+            f"judge.question {error}, which judges of the family {chosen} can rate with; set one of these or auto."
+        ) from error
+    return OwlJudge(model, processor, name, stamp, asked)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,23 @@ import torch
 from pyarrow import parquet
 
 from evoprompt import __version__
+from evoprompt.answers import answers_of
+from evoprompt.catalogue import Catalogue, ImageRecord, write_catalogue
 from evoprompt.config import Recipe
-from evoprompt.errors import DataError, EvopromptError, RunError, listed
-from evoprompt.evolution import Evolution, Measure, new_prompt, now
-from evoprompt.images import ImageRecord, ImageSet
+from evoprompt.containers import absolute, content, exists
+from evoprompt.errors import DataError, EvopromptError, RecipeError, RunError, listed
+from evoprompt.evolution import Evolution, Measure, now
+from evoprompt.health import split_images
+from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.prompts import PixelPrompt
+from evoprompt.mos import MosSet, images_of, keys_of, said_of, trainable
+from evoprompt.prompts import PixelPrompt, PromptConfig
+from evoprompt.questions import LEVELS
 from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import Run, write_text
 from evoprompt.scoring import fits
 from evoprompt.tracking import Console, Mirror
-from evoprompt.voting import check_vote
+from evoprompt.voting import check_vote, sources_of
 
 MIN_IMAGES = 8
 
@@ -36,6 +42,7 @@ def evolve(
     out: Path,
     judge: Judge,
     *,
+    sets: Sequence[MosSet] = (),
     init_prompt: PixelPrompt | None = None,
     measure: Measure | None = None,
     force: bool = False,
@@ -50,6 +57,7 @@ def evolve(
         images: at least 8 unlabelled images.
         out: the run directory; new or empty.
         judge: the frozen judge, as ``recipe.judge`` names it.
+        sets: human scores to mix in, see ``mos.read_sets``.
         init_prompt: warm start; None = zeros, the bare judge.
         measure: see ``Evolution``.
         force: go on with a judge whose votes are at chance.
@@ -62,19 +70,106 @@ def evolve(
 
     Raises:
         DataError: with fewer than 8 images.
-        RecipeError: when it asks for wordings or views that the judge does not have.
+        RecipeError: when it asks for what the judge does not have, or for what does not go with human scores.
         JudgeError: when the judge's votes are at chance.
         RunError: when ``out`` is in use or training fails.
     """
+    made = {"kind": "evolve", **(provenance or {})}
+    with _begin(recipe, images, out, judge, sets, init_prompt, made) as run:
+        told = console or Console(quiet=True)
+        evolution = Evolution(recipe, images, judge, run, told, measure=measure, force=force, sets=sets)
+        _go(evolution, mirror)
+    return out
+
+
+def train(
+    recipe: Recipe,
+    sets: Sequence[MosSet],
+    out: Path,
+    judge: Judge,
+    *,
+    init_prompt: PixelPrompt | None = None,
+    measure: Measure | None = None,
+    console: Console | None = None,
+    mirror: Mirror | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train a prompt on human scores alone, in a new run directory: the supervised counterpart of ``evolve``.
+
+    Args:
+        recipe: what to do; of its sections, ``vote`` only says how the panel is read.
+        sets: human scores of at least 8 images in all, see ``mos.read_sets``.
+        out: the run directory; new or empty.
+        judge: the frozen judge, as ``recipe.judge`` names it.
+        init_prompt: warm start; None = zeros, the bare judge.
+        measure: see ``Evolution``.
+        console: for people.
+        mirror: takes the metrics of each round.
+        provenance: what else ``run.json`` should remember.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        DataError: with fewer than 8 images.
+        RecipeError: when it asks for what the judge does not have.
+        RunError: when ``out`` is in use or training fails.
+    """
+    images = images_of(sets)
+    made = {"kind": "train", **(provenance or {})}
+    with _begin(recipe, images, out, judge, sets, init_prompt, made) as run:
+        told = console or Console(quiet=True)
+        evolution = Evolution(recipe, images, judge, run, told, measure=measure, sets=sets, supervised=True)
+        _go(evolution, mirror)
+    return out
+
+
+def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[MosSet], supervised: bool) -> None:
+    """Check what only recipe, images, judge and human scores together can tell.
+
+    Raises:
+        DataError: with too few images, or too few to train on when some are held out.
+        RecipeError: with what is wrong and what to set.
+    """
     if len(images) < MIN_IMAGES:
+        what, use = (" with human scores", "train on") if supervised else ("", "vote on")
         raise DataError(
-            f"{len(images)} distinct images are too few to hold some out and vote on the rest; "
+            f"{len(images)} distinct images{what} are too few to hold some out and {use} the rest; "
             f"give at least {MIN_IMAGES}."
         )
     check_vote(recipe.vote, judge)
+    if recipe.grpo.rationale:
+        answers_of(judge, recipe.grpo)
+    if not sets:
+        return
+    heldout = keys_of(images, split_images(images, recipe.pairs.heldout, recipe.seed)[1])
+    for chosen in sets:
+        trainable(chosen, heldout)
+    question = judge.family.rate[0]
+    if "soft-kl" in recipe.mos.objective and question.answers != LEVELS:
+        raise RecipeError(
+            f"mos.objective {recipe.mos.objective} needs the five levels, but question {question.name} is answered "
+            f"with {', '.join(question.answers)}; set -s judge.question=auto or -s mos.objective=mse."
+        )
+    if recipe.train.objective == "grpo" and recipe.grpo.engine == "trl":
+        raise RecipeError("grpo.engine trl takes votes only, no human scores; set -s grpo.engine=native.")
+    if not supervised and recipe.mos.fraction == 0:
+        raise RecipeError("mos.fraction is 0, so no human score would be used; set it above 0 or give none.")
+
+
+def _begin(
+    recipe: Recipe,
+    images: ImageSet,
+    out: Path,
+    judge: Judge,
+    sets: Sequence[MosSet],
+    init_prompt: PixelPrompt | None,
+    made: Mapping[str, Any],
+) -> Run:
+    """A new run directory with everything a resumed run reads."""
+    check_plan(recipe, images, judge, sets, made["kind"] == "train")
     if init_prompt is not None:
         fits(init_prompt, judge)
-    start = init_prompt or new_prompt(recipe, judge)
     record = {
         "version": __version__,
         "fingerprint": recipe.fingerprint(),
@@ -87,14 +182,16 @@ def evolve(
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "device": str(judge.device),
         "started": now(),
-        **(provenance or {}),
+        "control": recipe.control,
+        "train_mos": said_of(sets) if sets else None,
+        **made,
     }
-    with Run.create(out, record, recipe.to_yaml()) as run:
-        start.save(run.path / "start")
-        evolution = Evolution(recipe, images, judge, run, console or Console(quiet=True), measure=measure, force=force)
-        _save_images(run.path / "images.parquet", images, evolution.train_images)
-        _go(evolution, start, mirror)
-    return out
+    run = Run.create(out, record, recipe.to_yaml())
+    (init_prompt or new_prompt(recipe, judge)).save(run.path / "start")
+    _save_images(run.path / "images.parquet", images, split_images(images, recipe.pairs.heldout, recipe.seed)[0])
+    if sets:
+        _save_sets(run.path / "mos.parquet", sets)
+    return run
 
 
 def resume(
@@ -131,22 +228,72 @@ def resume(
             write_text(path / "recipe.yaml", recipe.to_yaml())
             run.save(rounds=rounds)
         images = _load_images(path / "images.parquet")
+        sets = _load_sets(path / "mos.parquet") if (path / "mos.parquet").is_file() else ()
         judge = load(recipe)
         _same_identity(run, judge)
         run.settle()
         told = measure(recipe, judge) if measure else None
-        evolution = Evolution(recipe, images, judge, run, console or Console(quiet=True), measure=told, force=force)
-        _go(evolution, PixelPrompt.load(path / "start"), mirror)
+        evolution = Evolution(
+            recipe,
+            images,
+            judge,
+            run,
+            console or Console(quiet=True),
+            measure=told,
+            force=force,
+            sets=sets,
+            supervised=run.record.get("kind") == "train",
+        )
+        _go(evolution, mirror)
     return path
 
 
-def _go(evolution: Evolution, start: PixelPrompt, mirror: Mirror | None) -> None:
+def plan_lines(
+    recipe: Recipe, judge: Judge, images: ImageSet, out: Path, sets: Sequence[MosSet] = (), supervised: bool = False
+) -> list[str]:
+    """What a run is going to do, for people to read before it starts."""
+    prompt, vote = new_prompt(recipe, judge), recipe.vote
+    asked = vote.views * vote.wordings * sum({"compare": 2, "rate": 1}[source] for source in sources_of(vote))
+    shape = "" if recipe.prompt.kind == "overlay" else f" {recipe.prompt.size} px"
+    blocks = f" in blocks of {recipe.prompt.blocks} px" if recipe.prompt.blocks else ""
+    _, heldout = split_images(images, recipe.pairs.heldout, recipe.seed)
+    voted = "" if supervised else f"{recipe.pairs.per_round:,} pairs x {asked} votes, "
+    lines = [
+        f"prompt   {recipe.prompt.kind}{shape}{blocks}: {prompt.n_values:,} values trained",
+        f"plan     {recipe.rounds} rounds x ({voted}{recipe.train.steps} steps of {recipe.pairs.group} images); "
+        f"{len(heldout)} of {len(images)} images held out; writes {out}",
+    ]
+    if sets:
+        share = "all" if supervised else f"{recipe.mos.fraction:.0%} of the"
+        lines.append(f"labels   {said_of(sets)} in {share} steps, objective {recipe.mos.objective}")
+    if recipe.control != "none":
+        lines.append(f"control  {recipe.control}: every round is accepted, and no gain is learning")
+    return lines
+
+
+def new_prompt(recipe: Recipe, judge: Judge) -> PixelPrompt:
+    """The prompt a run starts from: all zeros, which is exactly the bare judge."""
+    prompt = recipe.prompt
+    return PixelPrompt(
+        PromptConfig(
+            kind=prompt.kind,
+            image_size=judge.image_size,
+            size=prompt.size,
+            blocks=prompt.blocks,
+            strength=prompt.strength,
+            place=prompt.place,
+            preprocess=recipe.judge.preprocess,
+        )
+    )
+
+
+def _go(evolution: Evolution, mirror: Mirror | None) -> None:
     if mirror is not None:
         evolution.mirror = mirror
     run = evolution.run
     run.save(status="running")
     try:
-        evolution.go(start)
+        evolution.go(PixelPrompt.load(run.path / "start"))
     except KeyboardInterrupt:
         run.save(status="interrupted")
         raise
@@ -169,35 +316,67 @@ def _same_identity(run: Run, judge: Judge) -> None:
         )
 
 
-def _save_images(path: Path, images: ImageSet, train: np.ndarray) -> None:
-    roles = np.where(np.isin(np.arange(len(images)), train), "train", "heldout")
+def _columns(records: Sequence[ImageRecord]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
-        key: [getattr(r, key) for r in images.records] for key in ("name", "sha256", "width", "height")
+        key: [getattr(r, key) for r in records] for key in ("name", "sha256", "width", "height", "reference")
     }
-    columns["path"] = [str(record.path.resolve()) for record in images.records]
-    columns["role"] = roles.tolist()
-    parquet.write_table(pyarrow.table(columns), path)
+    return {**columns, "path": [str(absolute(record.path)) for record in records]}
+
+
+def _save_images(path: Path, images: ImageSet, train: np.ndarray) -> None:
+    is_train = np.isin(np.arange(len(images)), train)
+    records = (replace(record, path=absolute(record.path)) for record in images.records)
+    write_catalogue(path, records, {"role": ("train" if role else "heldout" for role in is_train)})
+
+
+def _save_sets(path: Path, sets: Sequence[MosSet]) -> None:
+    """Human scores as training uses them, on the scale 1 to 5, so that a resumed run needs no label file."""
+    tables = [
+        pyarrow.table(
+            {
+                **_columns(chosen.records),
+                "set": [chosen.name] * len(chosen),
+                "mos": chosen.mos,
+                "std": np.full(len(chosen), np.nan) if chosen.std is None else chosen.std,
+            }
+        )
+        for chosen in sets
+    ]
+    parquet.write_table(pyarrow.concat_tables(tables), path)
 
 
 def _load_images(path: Path) -> ImageSet:
-    """The images of a run, each still there and unchanged.
+    """The images of a run, each still there and unchanged."""
+    return ImageSet(records=_unchanged(Catalogue(path)), sources=())
+
+
+def _load_sets(path: Path) -> tuple[MosSet, ...]:
+    """The human scores of a run, their images still there and unchanged."""
+    rows = parquet.read_table(path).to_pylist()
+    records = _unchanged(Catalogue(path))
+    sets = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        members = [k for k, row in enumerate(rows) if row["set"] == name]
+        mos, std = (np.array([rows[k][key] for k in members]) for key in ("mos", "std"))
+        known = None if np.isnan(std).all() else std
+        sets.append(MosSet(name=name, records=tuple(records[k] for k in members), mos=mos, std=known))
+    return tuple(sets)
+
+
+def _unchanged(records: Catalogue) -> Catalogue:
+    """The images of a run, after a look at each.
 
     Raises:
-        RunError: listing the first differences.
+        RunError: listing the first that are not as they were.
     """
-    rows = parquet.read_table(path).to_pylist()
-    records = tuple(
-        ImageRecord(path=Path(r["path"]), name=r["name"], sha256=r["sha256"], width=r["width"], height=r["height"])
-        for r in rows
-    )
     wrong = [
-        f"{record.path} ({'changed' if record.path.is_file() else 'missing'})"
+        f"{record.path} ({'changed' if exists(record.path) else 'missing'})"
         for record in records
-        if not record.path.is_file() or hashlib.sha256(record.path.read_bytes()).hexdigest() != record.sha256
+        if not exists(record.path) or hashlib.sha256(content(record.path)).hexdigest() != record.sha256
     ]
     if wrong:
         raise RunError(
             f"{len(wrong)} of {len(records)} images of this run are not as they were: {listed(wrong)}. "
             "Put them back, or start a new run with --init-prompt."
         )
-    return ImageSet(records=records, sources=())
+    return records

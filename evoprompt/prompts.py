@@ -17,6 +17,7 @@ from evoprompt.errors import DataError
 
 KINDS = ("border", "patch", "overlay")
 PLACES = ("centre", "top-left")
+PREPROCESSES = ("own", "imagenet-crop")
 SCHEMA = 1
 
 
@@ -31,6 +32,8 @@ class PromptConfig:
         blocks: side of a block of equal colour, px, aligned to the image's top left corner; 0 = every pixel is free.
         strength: largest change of a pixel, in (0, 1] of the range [0, 1].
         place: where a patch sits, ``centre`` or ``top-left``.
+        preprocess: how images are prepared for it, ``own`` (the judge's way) or ``imagenet-crop`` (that of the
+            published pixel prompts), see ``questions.Family``.
 
     Raises:
         DataError: when a value is out of range.
@@ -42,12 +45,15 @@ class PromptConfig:
     blocks: int = 0
     strength: float = 1.0
     place: str = "centre"
+    preprocess: str = "own"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise DataError(f"prompt kind {self.kind!r} is not known; use one of {', '.join(KINDS)}.")
         if self.place not in PLACES:
             raise DataError(f"prompt place {self.place!r} is not known; use one of {', '.join(PLACES)}.")
+        if self.preprocess not in PREPROCESSES:
+            raise DataError(f"preprocessing {self.preprocess!r} is not known; use one of {', '.join(PREPROCESSES)}.")
         if self.image_size < 1 or self.blocks < 0 or not 0 < self.strength <= 1:
             raise DataError(
                 f"prompt with image size {self.image_size}, blocks {self.blocks}, strength {self.strength}: the image "
@@ -85,7 +91,11 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a prompt comes from: stored beside it, printed with its scores."""
+    """Where a prompt comes from: stored beside it, printed with its scores.
+
+    ``labels`` says which human scores it was trained with, ``none`` for label-free; ``control`` which control run it
+    is the result of, ``none`` for a prompt that is meant.
+    """
 
     judge: str = ""
     revision: str = ""
@@ -96,6 +106,7 @@ class Origin:
     round: int = 0
     version: str = ""
     labels: str = "none"
+    control: str = "none"
     score_range: tuple[float, float] = (1.0, 5.0)
     seen: tuple[str, ...] = field(default=(), repr=False)
 
@@ -134,7 +145,10 @@ class PixelPrompt(nn.Module):
 
     def sha(self) -> str:
         """Content hash of geometry and values, 12 hex digits."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        geometry = asdict(self.config)
+        if self.config.preprocess == "own":
+            del geometry["preprocess"]  # prompts were hashed before there was another way
+        digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
         digest.update(self.theta.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 

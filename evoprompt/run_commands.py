@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,10 @@ import click
 from evoprompt.config import Recipe
 from evoprompt.options import (
     PATH,
+    combine,
     recipe_of,
     with_eval_mos,
-    with_machine,
+    with_judge,
     with_recipe,
     with_seen,
     with_skip,
@@ -25,6 +28,17 @@ if TYPE_CHECKING:
     from evoprompt.judge import Judge
 
 
+with_run = combine(
+    click.option("-o", "--out", type=PATH, help="Run directory, new or empty; default: runs/NAME of the first source."),
+    click.option("--rounds", type=click.IntRange(min=1), help="Rounds of the run.  [default: as in the recipe]"),
+    click.option("--init-prompt", type=PATH, help="Run or prompt folder to start from."),
+)
+with_track = combine(
+    click.option("--track", default="none", type=click.Choice(["none", "wandb"]), help="Mirror the metrics."),
+    click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and stop."),
+)
+
+
 @click.command()
 @click.option(
     "--unlabeled",
@@ -32,32 +46,59 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     type=PATH,
-    help="Folder (searched to its bottom), image, or CSV of images; repeatable.",
+    help="Folder (searched to its bottom), image, table of images, tar file, hf:DATASET (docs/data.md); repeatable.",
+)
+@click.option("--train-mos", multiple=True, type=PATH, help="CSV of images and human scores to mix in; repeatable.")
+@click.option(
+    "--control",
+    default="none",
+    type=click.Choice(["none", "random-labels", "shuffled-labels"]),
+    help="Make it a control run: pseudo-labels tossed, or dealt to other pairs.",
 )
 @with_recipe
-@click.option("-o", "--out", type=PATH, help="Run directory, new or empty; default: runs/NAME of the first folder.")
-@click.option("--rounds", type=click.IntRange(min=1), help="Rounds of evolution.  [default: as in the recipe]")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: as in the recipe]")
-@click.option("--init-prompt", type=PATH, help="Run or prompt folder to start from.")
+@with_run
 @with_eval_mos
 @with_seen
 @with_skip
-@with_machine
-@click.option("--track", default="none", type=click.Choice(["none", "wandb"]), help="Mirror the metrics.")
+@with_judge
+@with_track
 @click.option("--force", is_flag=True, help="Go on with a judge whose votes are at chance.")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and stop.")
 @click.pass_context
-def evolve(ctx: click.Context, /, sources: tuple[Path, ...], out: Path | None, **options: Any) -> None:
+def evolve(ctx: click.Context, /, sources: tuple[Path, ...], **options: Any) -> None:
     """Evolve a pixel prompt from unlabelled images."""
-    recipe = recipe_of(ctx)
-    out = out or Path("runs") / (sources[0].resolve().stem if sources[0].suffix else sources[0].resolve().name)
+    _run(ctx, sources, options["train_mos"], options)
+
+
+@click.command()
+@click.option(
+    "--train-mos", required=True, multiple=True, type=PATH, help="CSV of images and human scores; repeatable."
+)
+@with_recipe
+@with_run
+@with_eval_mos
+@with_seen
+@with_judge
+@with_track
+@click.pass_context
+def train(ctx: click.Context, /, train_mos: tuple[Path, ...], **options: Any) -> None:
+    """Train a pixel prompt on human scores: the supervised counterpart of evolve."""
+    _run(ctx, (), train_mos, {"skip_unreadable": False, "force": False, **options})
+
+
+def _run(
+    ctx: click.Context, sources: tuple[Path, ...], train_mos: tuple[Path, ...], options: Mapping[str, Any]
+) -> None:
+    """Make a run, label-free, mixed or, without unlabelled images, supervised."""
+    recipe, supervised = recipe_of(ctx), not sources
+    first = (*sources, *train_mos)[0].resolve()
+    out = options["out"] or Path("runs") / (first.stem if first.suffix else first.name)
     from evoprompt.runs import check_new
 
     check_new(out)
+    from evoprompt import lifecycle
     from evoprompt.evaluation import measure_on
-    from evoprompt.evolution import plan_lines
     from evoprompt.labels import read_labels
-    from evoprompt.lifecycle import evolve as start
+    from evoprompt.mos import images_of, read_sets
     from evoprompt.scoring import load_prompt
     from evoprompt.session import finish, open_images, open_judge, open_mirror, unseen
     from evoprompt.tracking import Console
@@ -66,40 +107,36 @@ def evolve(ctx: click.Context, /, sources: tuple[Path, ...], out: Path | None, *
 
     init = load_prompt(options["init_prompt"])
     labels = read_labels(options["eval_mos"]) if options["eval_mos"] else None
-    images = open_images(sources, options["skip_unreadable"], console)
+    sets = read_sets(train_mos, recipe.mos)
+    images = images_of(sets) if supervised else open_images(sources, options["skip_unreadable"], console)
     if labels is not None:
         before = () if init is None else init.origin.seen
-        labels = unseen(labels, [*before, *(r.sha256 for r in images.records)], options["seen"], console)
+        used = (key for chosen in (images, images_of(sets)) for record in chosen.records for key in record.keys)
+        labels = unseen(labels, chain(before, used), options["seen"], console)
     judge = open_judge(recipe, options["device"], console)
-    for line in plan_lines(recipe, judge, images, out):
+    lifecycle.check_plan(recipe, images, judge, sets, supervised)
+    for line in lifecycle.plan_lines(recipe, judge, images, out, sets, supervised):
         console.say(line)
     if options["dry_run"]:
         console.say("dry run: nothing was written.")
         return
-    provenance = {
-        "command": shlex.join(["evoprompt", *sys.argv[1:]]),
-        "options": {"device": options["device"], "track": options["track"], "force": options["force"]},
-        "eval": None if labels is None else {"path": str(labels.path.resolve()), "seen": options["seen"]},
-        "skipped": [list(pair) for pair in images.skipped],
+    shared: dict[str, Any] = {
+        "init_prompt": init,
+        "measure": None if labels is None else measure_on(judge, labels, recipe.eval.batch_size),
+        "console": console,
+        "mirror": open_mirror(options["track"], out, recipe, console),
+        "provenance": {
+            "command": shlex.join(["evoprompt", *sys.argv[1:]]),
+            "options": {key: options[key] for key in ("device", "track", "force")},
+            "eval": None if labels is None else {"path": str(options["eval_mos"].resolve()), "seen": options["seen"]},
+            "skipped": [list(pair) for pair in images.skipped],
+        },
     }
-    measure = None if labels is None else measure_on(judge, labels, recipe.eval.batch_size)
-    mirror = open_mirror(options["track"], out, recipe, console)
-    finish(
-        out,
-        console,
-        lambda: start(
-            recipe,
-            images,
-            out,
-            judge,
-            init_prompt=init,
-            measure=measure,
-            force=options["force"],
-            console=console,
-            mirror=mirror,
-            provenance=provenance,
-        ),
-    )
+    if supervised:
+        finish(out, console, lambda: lifecycle.train(recipe, sets, out, judge, **shared))
+    else:
+        force = options["force"]
+        finish(out, console, lambda: lifecycle.evolve(recipe, images, out, judge, sets=sets, force=force, **shared))
 
 
 @click.command()

@@ -17,7 +17,7 @@ from evoprompt.errors import RunError
 
 SCHEMA = 1
 # Stages of a round. A draw is named by (seed, round, stage, index): no generator state is saved, so none can be lost.
-SPLIT, LADDER, PAIRS, VOTES, TRAIN, CONTROL = range(6)
+SPLIT, LADDER, PAIRS, VOTES, TRAIN, CONTROL, MOS = range(7)
 _ROUND = "{:03d}"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import click
-from pyarrow import parquet
 
+from evoprompt.catalogue import Catalogue, index_file
 from evoprompt.config import Recipe
 from evoprompt.errors import listed
 from evoprompt.evolution import TABLE_HEAD
@@ -22,8 +22,9 @@ INTERRUPTED = 130
 
 
 def open_images(sources: Sequence[Path], skip: bool, console: Console) -> ImageSet:
-    """Scan the images and say what was found."""
-    images = scan_images(sources, skip_unreadable=skip)
+    """Scan the images and say what was found; what is known of files that have not changed is used again."""
+    with console.counted("images") as progress:
+        images = scan_images(sources, skip_unreadable=skip, progress=progress, index=index_file(sources))
     console.say(
         f"images   {len(images) + images.duplicates + len(images.skipped)} found, {len(images)} distinct, "
         f"{len(images.skipped)} unreadable"
@@ -35,7 +36,9 @@ def open_images(sources: Sequence[Path], skip: bool, console: Console) -> ImageS
 def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
     """Load the judge that a recipe names and say what it is."""
     wanted = recipe.judge
-    loaded = load_judge(wanted.id, wanted.revision, wanted.family, wanted.dtype, device)
+    loaded = load_judge(
+        wanted.id, wanted.revision, wanted.family, wanted.dtype, device, wanted.question, wanted.preprocess
+    )
     total = sum(p.numel() for p in loaded.model.parameters())
     note = ", the small embedded judge (docs/nano.md says what it can do)" if wanted.id == NANO else ""
     check_vote(recipe.vote, loaded)
@@ -47,7 +50,7 @@ def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
     return loaded
 
 
-def unseen(labels: Labels, seen: Sequence[str], what: str, console: Console) -> Labels:
+def unseen(labels: Labels, seen: Iterable[str], what: str, console: Console) -> Labels:
     """The labels that may be measured on; says so when some of their images were seen while evolving."""
     left, n_seen = without_seen(labels, seen, what)
     if n_seen and what == "keep":
@@ -56,9 +59,10 @@ def unseen(labels: Labels, seen: Sequence[str], what: str, console: Console) -> 
 
 
 def seen_by(run: Path) -> list[str]:
-    """Hashes of the images of a run, and of those that its warm start, if any, was evolved on."""
+    """What a run has seen: its images, those with human scores included, and what its warm start, if any, has seen."""
     before = (run / "start" / "seen.txt").read_text(encoding="utf-8").split()
-    return before + [str(digest) for digest in parquet.read_table(run / "images.parquet")["sha256"].to_pylist()]
+    files = [path for name in ("images", "mos") if (path := run / f"{name}.parquet").is_file()]
+    return before + [key for path in files for record in Catalogue(path) for key in record.keys]
 
 
 def open_mirror(kind: str, out: Path, recipe: Recipe, console: Console) -> Mirror:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -293,6 +293,45 @@ def _count(pair: int, votes: list[Vote], config: VoteConfig) -> PseudoLabel:
     kept = max(share, 1 - share) >= config.min_confidence and (not tie or config.min_confidence <= 0.5)
     target = share if config.targets == "soft" else winner
     return PseudoLabel(pair, votes[0].a, votes[0].b, share, target, agreement, n, kept)
+
+
+def dealt(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whose label each of these places gets in a control run: they stand in a random ring, so that none keeps its own.
+
+    Args:
+        places: (N,) int.
+        rng: random stream.
+
+    Returns:
+        (N,) the same places in another order.
+    """
+    order = rng.permutation(len(places))
+    giver = np.empty_like(order)
+    giver[order] = np.roll(order, 1)
+    return np.asarray(places[giver])
+
+
+def control_labels(labels: Sequence[PseudoLabel], control: str, rng: np.random.Generator) -> list[PseudoLabel]:
+    """What a control run is told instead of its pseudo-labels, on the same pairs and with the same confidences.
+
+    Args:
+        labels: of a round.
+        control: ``none``; ``random-labels``: a coin decides which image of each pair is called the better one;
+            ``shuffled-labels``: the labels kept are dealt to other kept pairs.
+        rng: random stream.
+    """
+    if control == "random-labels":
+        heads = rng.random(len(labels)) < 0.5
+        return [
+            replace(label, share=1 - label.share, target=1 - label.target) if head else label
+            for label, head in zip(labels, heads, strict=True)
+        ]
+    told = list(labels)
+    if control == "shuffled-labels":
+        kept = np.array([k for k, label in enumerate(labels) if label.kept], dtype=np.int64)
+        for place, giver in zip(kept, dealt(kept, rng), strict=True):
+            told[place] = replace(labels[giver], pair=labels[place].pair, a=labels[place].a, b=labels[place].b)
+    return told
 
 
 def position_bias(votes: Iterable[Vote]) -> tuple[float, float]:

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -189,7 +190,7 @@ def test_a_file_that_is_not_text_or_not_there_is_told_with_what_is_there(tmp_pat
         load_recipe(tmp_path / "x.yaml")
     with pytest.raises(RecipeError, match="did you mean 'nano'"):
         load_recipe("nanno")
-    with pytest.raises(RecipeError, match="one of label-free, nano"):
+    with pytest.raises(RecipeError, match="one of deqa, evoquality"):
         load_recipe(tmp_path / "absent.yaml")
 
 
@@ -211,14 +212,19 @@ def test_odd_texts_survive_as_texts():
 def test_fingerprint_changes_with_every_identity_key_and_with_no_horizon_key():
     horizon = {"rounds", "eval.batch_size", "train.save_every"}
     assert {key.name for key in describe_keys() if key.horizon} == horizon
+    drawn = ["train.objective=grpo", "grpo.estimator=sampled", "grpo.beta=0"]
+    needs = {"grpo.engine": drawn, "grpo.kl": drawn, "grpo.rationale": [*drawn, "grpo.engine=trl"]}
     for key in describe_keys():
-        other = load_recipe(None, [f"{key.name}={another(key)}"])
-        assert (other.fingerprint() == Recipe().fingerprint()) == (key.name in horizon), key.name
-        assert [line.split(":")[0] for line in other.differences(Recipe())] == [key.name]
+        needed = needs.get(key.name, [])
+        usual, other = load_recipe(None, needed), load_recipe(None, [*needed, f"{key.name}={another(key)}"])
+        assert (other.fingerprint() == usual.fingerprint()) == (key.name in horizon), key.name
+        assert [line.split(":")[0] for line in other.differences(usual)] == [key.name]
 
 
 def another(key):
     """A value other than the default that the key accepts."""
+    if key.name in (texts := {"mos.range": "0..100", "mos.better": "lower"}):
+        return texts[key.name]
     if key.default is None or type(key.default) is str:
         return next((choice for choice in get_args(key.hint) if choice not in (key.default, str)), "other")
     if type(key.default) is bool:
@@ -256,19 +262,41 @@ def test_every_key_is_explained_and_its_default_is_accepted():
 
 
 def test_shipped_recipes_all_load_and_say_what_they_are():
-    assert list(shipped_recipes()) == ["label-free", "nano", "nano-ladder", "sampled-votes"]
+    assert len(shipped_recipes()) == 14
     for name, line in shipped_recipes().items():
         assert load_recipe(name) == load_recipe(recipe_dir() / f"{name}.yaml")
         assert len(line) > 20 and line.endswith(".")
-        assert f"evoprompt evolve --unlabeled photos/ -r {name}" in (recipe_dir() / f"{name}.yaml").read_text()
+        use = re.search(rf"#   evoprompt (.*) -r {name}\b", (recipe_dir() / f"{name}.yaml").read_text())
+        sources = {"evolve": "--unlabeled photos/", "train": "--train-mos labels.csv"}
+        assert use and f" {sources[use[1].split()[0]]}" in use[1]
 
 
 def test_shipped_recipes_differ_from_the_defaults_as_their_names_say():
     assert load_recipe("nano") == Recipe()
     assert load_recipe("nano-ladder").differences(Recipe()) == ["pairs.ladder: 0.5 -> 0.0"]
     assert load_recipe("label-free").judge.id == "MAGAer13/mplug-owl2-llama2-7b"
-    vote = load_recipe("sampled-votes").vote
-    assert (vote.mode, vote.draws, vote.min_confidence, vote.targets) == ("sampled", 32, 0.5, "hard")
+    for name in ("sampled-votes", "evoquality"):
+        vote = load_recipe(name).vote
+        assert (vote.mode, vote.draws, vote.min_confidence, vote.targets) == ("sampled", 32, 0.5, "hard")
+
+
+def test_recipes_of_published_methods_hold_what_was_published():
+    evoquality, vp, deqa = (load_recipe(name) for name in ("evoquality", "supervised-vp", "deqa"))
+    assert (evoquality.train.objective, evoquality.rounds, evoquality.gate.accept) == ("grpo", 2, "always")
+    grpo = evoquality.grpo
+    assert (grpo.estimator, grpo.answers, grpo.kl, grpo.beta) == ("sampled", 32, "k3", 0.05)
+    assert grpo.advantage == "standardised"
+    prompt, train = vp.prompt, vp.train
+    assert (prompt.kind, prompt.size, prompt.blocks, prompt.strength) == ("border", 30, 0, 1.0)
+    assert (train.optimizer, train.lr, train.schedule, train.grad_clip) == ("sgd", 60, "constant", 1)
+    assert (vp.judge.question, vp.judge.preprocess, vp.mos.objective) == ("good-fine", "imagenet-crop", "mse")
+    assert (deqa.mos.objective, deqa.mos.soft, deqa.mos.fidelity_weight) == ("soft-kl+fidelity", "density", 10)
+    assert deqa.train.variance == "fixed"
+
+
+def test_a_control_run_may_not_be_told_the_known_order_of_the_ladder():
+    with pytest.raises(RecipeError, match="pairs.ladder: 0.5; must be 0 in a control run"):
+        load_recipe("nano-ladder", ["control=random-labels"])
 
 
 def test_recipes_of_an_installed_package_lie_inside_it(tmp_path, monkeypatch):
