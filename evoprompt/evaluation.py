@@ -1,35 +1,72 @@
-"""Agreement of scores with human scores: correlations with intervals, the bare judge always beside."""
+"""Agreement of scores with human scores: correlations with intervals, the bare judge always beside. No model is needed.
+
+Letters in shapes: N images.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evoprompt.dependent import Test, steiger, williams
+from evoprompt.distributions import level_distances, normal_distances
 from evoprompt.errors import DataError
-from evoprompt.images import fit_image, read_image
-from evoprompt.judge import Judge
 from evoprompt.labels import Labels
-from evoprompt.prompts import PixelPrompt
-from evoprompt.runs import write_json, write_text
-from evoprompt.scoring import score_views
-from evoprompt.stats import Interval, Statistic, bootstrap, krcc, paired_difference, plcc, srcc
-from evoprompt.tracking import Update
+from evoprompt.logistic import logistic4, logistic5, plcc4, plcc5, rmse4
+from evoprompt.runs import write_json
+from evoprompt.score_files import Column, Target
+from evoprompt.soft_labels import soft_labels
+from evoprompt.stats import (
+    Difference,
+    Interval,
+    Reading,
+    Statistic,
+    bootstrap,
+    bootstrap_mean,
+    krcc,
+    missing,
+    pairs_above,
+    plcc,
+    read,
+    srcc,
+)
+
+if TYPE_CHECKING:
+    from evoprompt.judge import Judge
+    from evoprompt.prompts import PixelPrompt
 
 STATISTICS: Mapping[str, Statistic] = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
+MAPPED: Mapping[str, Statistic] = {"plcc_logistic4": plcc4, "plcc_logistic5": plcc5, "rmse_logistic4": rmse4}
+COMPARED = (*STATISTICS, "plcc_logistic4")
+LEAST = 5
+"""Images below which nothing is measured."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How one set of scores agrees with human scores.
 
-    ``gain`` is the paired difference in SRCC to the bare judge with its interval and two-sided p, None for the bare
-    judge itself.
+    Attributes:
+        name: Of the scores.
+        n: Number of images.
+        srcc: Spearman's rank correlation.
+        plcc: Pearson's correlation of the scores as they are.
+        krcc: Kendall's tau-b.
+        gain: Difference in SRCC to the bare judge on the same images; None for the bare judge itself.
+        p_value: Two-sided bootstrap p of that difference.
+        more: Other numbers by name: PLCC after the 4- and the 5-parameter logistic, RMSE after the former, accuracy on
+            pairs whose MOS lie apart, distances to the raters' level distribution.
+        differences: Differences to the bare judge in all correlations.
+        tests: Williams' t and Steiger's z of these differences, for SRCC and PLCC.
+        kind: What the scores come from, one of ``score_files.KINDS``.
+        method: What the scores are one seed of.
+        seen: How many of the images were trained on; None when that is not known.
+        parts: The same within each value of a factor: SRCC and n by factor and value.
     """
 
     name: str
@@ -39,39 +76,65 @@ class Evaluation:
     krcc: Interval
     gain: Interval | None = None
     p_value: float | None = None
+    more: Mapping[str, Interval] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    tests: Mapping[str, Test] = field(default_factory=dict)
+    kind: str = "other"
+    method: str = ""
+    seen: int | None = None
+    parts: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The evaluation as a JSON object."""
-        body: dict[str, Any] = {"name": self.name, "n": self.n}
-        for key in ("srcc", "plcc", "krcc", "gain"):
-            interval = getattr(self, key)
-            if interval is not None:
-                body[key] = interval._asdict()
-        return body if self.p_value is None else {**body, "p_value": self.p_value}
+        """The evaluation as a JSON object; what has no value is null, with a reason beside it."""
+        body: dict[str, Any] = {"name": self.name, "kind": self.kind, "method": self.method or self.name, "n": self.n}
+        body["seen"] = self.seen
+        body |= {key: plain(value) for key in ("srcc", "plcc", "krcc") if (value := getattr(self, key))}
+        body |= {key: plain(value) for key, value in self.more.items()}
+        if self.gain is not None:
+            body["gain"], body["p_value"] = plain(self.gain), _number(self.p_value)
+        if self.differences:
+            body["differences"] = {
+                key: {**plain(d.interval), "p_value": _number(d.p_value)} for key, d in self.differences.items()
+            }
+        if self.tests:
+            body["tests"] = {key: plain(test) for key, test in self.tests.items()}
+        return {**body, "parts": self.parts} if self.parts else body
 
 
-def score_labels(
-    judge: Judge, prompts: Sequence[PixelPrompt | None], labels: Labels, batch_size: int, advance: Update
-) -> list[np.ndarray]:
-    """Scores of all labelled images under each prompt; every image is read once.
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How agreement is measured.
 
-    Returns:
-        One (N,) float64 array a prompt.
+    Attributes:
+        n_boot: Bootstrap resamples.
+        seed: Of the bootstrap.
+        min_gap: Least difference in MOS of the pairs whose order is counted; None = one standard deviation of the MOS.
+        ends: Ends of the MOS scale, for distances between distributions; None = as ``scale`` finds them.
     """
-    columns: list[list[float]] = [[] for _ in prompts]
-    for start in range(0, len(labels.paths), batch_size):
-        paths = labels.paths[start : start + batch_size]
-        fitted = [fit_image(read_image(p), judge.family.fit, judge.image_size, judge.family.views) for p in paths]
-        views = np.stack(fitted)
-        for column, prompt in zip(columns, prompts, strict=True):
-            judge.attach(prompt)
-            column += score_views(judge, views)[0].tolist()
-        advance(len(paths))
-    return [np.array(column) for column in columns]
+
+    n_boot: int = 2000
+    seed: int = 0
+    min_gap: float | None = None
+    ends: tuple[float, float] | None = None
+
+    def gap(self, mos: np.ndarray) -> float:
+        """The least difference in MOS units."""
+        return float(mos.std()) if self.min_gap is None else self.min_gap
+
+    def scale(self, target: Target) -> tuple[float, float]:
+        """The ends in MOS units: those given, those that are known of the set, or the smallest and largest MOS."""
+        return self.ends or target.ends or (float(target.mos.min()), float(target.mos.max()))
 
 
 def evaluate(
-    scores: Mapping[str, np.ndarray], mos: np.ndarray, *, bare: str = "none", n_boot: int = 2000, seed: int = 0
+    scores: Mapping[str, np.ndarray],
+    mos: np.ndarray,
+    *,
+    bare: str = "none",
+    n_boot: int = 2000,
+    seed: int = 0,
+    clusters: Sequence[str] | None = None,
+    min_gap: float | None = None,
 ) -> list[Evaluation]:
     """Evaluate columns of scores against human scores.
 
@@ -81,65 +144,174 @@ def evaluate(
         bare: which column the others are compared with.
         n_boot: bootstrap resamples of the images.
         seed: of the bootstrap.
+        clusters: (N,) reference or text prompt of every image; images of one are drawn together.
+        min_gap: see ``Protocol``.
 
     Returns:
         One evaluation a column, in order.
 
     Raises:
-        DataError: with fewer than 5 images.
+        DataError: with fewer than 5 images, or when all human scores are equal.
     """
-    if len(mos) < 5:
-        raise DataError(f"{len(mos)} labelled images are too few for a correlation; give at least 5.")
+    _check(mos)
+    gap = Protocol(min_gap=min_gap).gap(mos)
+    asked: dict[str, Statistic] = {**STATISTICS, **MAPPED, "pair_accuracy": pairs_above(gap)}
+    how: dict[str, Any] = {"n_boot": n_boot, "seed": seed, "clusters": clusters}
+    readings = {
+        name: {key: _read(statistic, column, mos, how) for key, statistic in asked.items()}
+        for name, column in scores.items()
+    }
     rows = []
     for name, column in scores.items():
-        numbers = {key: bootstrap(f, column, mos, n_boot=n_boot, seed=seed) for key, f in STATISTICS.items()}
-        row = Evaluation(name, len(mos), numbers["srcc"], numbers["plcc"], numbers["krcc"])
+        numbers = {key: reading.interval() for key, reading in readings[name].items()}
+        more = {key: number for key, number in numbers.items() if key not in STATISTICS}
+        row = Evaluation(name, len(mos), numbers["srcc"], numbers["plcc"], numbers["krcc"], more=more)
         if name != bare and bare in scores:
-            gain = paired_difference(srcc, column, scores[bare], mos, n_boot=n_boot, seed=seed)
-            row = replace(row, gain=gain.interval, p_value=gain.p_value)
+            both = {key: readings[name][key].minus(readings[bare][key]) for key in COMPARED}
+            gain, p_value = both["srcc"]
+            tests = _tests(column, scores[bare], mos)
+            row = replace(row, gain=gain, p_value=p_value, differences=both, tests=tests)
         rows.append(row)
     return rows
 
 
+def evaluate_columns(
+    target: Target, columns: Sequence[Column], protocol: Protocol, *, detail: bool = True
+) -> tuple[list[Evaluation], int]:
+    """Evaluate columns on the images that all of them have a score for.
+
+    Args:
+        target: what to hold them against.
+        columns: one of kind ``bare``, if any, is what the others are compared with.
+        protocol: how.
+        detail: also within each distortion and level, where they are known.
+
+    Returns:
+        One evaluation a column, and how many images were left out for want of a score.
+
+    Raises:
+        DataError: when too few images are left, or two columns have one name.
+    """
+    target, columns, left_out = complete(target, columns)
+    names = [column.name for column in columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"two sets of scores are called {twice[0]}; give them different names, such as NAME=PROMPT.")
+    bare = next((column.name for column in columns if column.kind == "bare"), "")
+    rows = evaluate(
+        {column.name: column.scores for column in columns},
+        target.mos,
+        bare=bare,
+        n_boot=protocol.n_boot,
+        seed=protocol.seed,
+        clusters=target.groups,
+        min_gap=protocol.min_gap,
+    )
+    parts = _parts(target, columns, protocol) if detail else [{} for _ in columns]
+    return [
+        replace(
+            row,
+            kind=column.kind,
+            method=column.method,
+            seen=None if column.seen is None else int(column.seen.sum()),
+            more={**row.more, **_distances(target, column, protocol)},
+            parts=part,
+        )
+        for row, column, part in zip(rows, columns, parts, strict=True)
+    ], left_out
+
+
+def complete(target: Target, columns: Sequence[Column]) -> tuple[Target, list[Column], int]:
+    """Only the images that every column has a score for, and how many others there were."""
+    whole = np.all([np.isfinite(column.scores) for column in columns], axis=0)
+    rows = np.flatnonzero(whole).tolist()
+    return target.only(rows), [column.only(rows) for column in columns], int((~whole).sum())
+
+
 def measure_on(judge: Judge, labels: Labels, batch_size: int) -> Callable[[PixelPrompt, Path], dict[str, float]]:
     """All that evolution may know of labels: a function from a prompt to numbers, which also writes ``eval.json``."""
+    from evoprompt.scoring import score_labels
+
+    how: dict[str, Any] = {"n_boot": 2000, "seed": 0, "clusters": labels.groups}
 
     def measure(prompt: PixelPrompt, folder: Path) -> dict[str, float]:
-        scores = score_labels(judge, [prompt], labels, batch_size, lambda n=1, **_: None)[0]
-        row = evaluate({"prompt": scores}, labels.mos)[0]
+        scores, _ = score_labels(judge, [prompt], labels, batch_size, lambda n=1, **_: None)[0]
+        _check(labels.mos)
+        numbers = {key: bootstrap(statistic, scores, labels.mos, **how) for key, statistic in STATISTICS.items()}
+        row = Evaluation("prompt", len(labels), numbers["srcc"], numbers["plcc"], numbers["krcc"])
         write_json(folder / "eval.json", {"labels": str(labels.path), **row.to_dict()})
-        return {name: getattr(row, name).value for name in STATISTICS}
+        return {name: value.value for name, value in numbers.items()}
 
     return measure
 
 
-def write_evaluation(
-    folder: Path, body: Mapping[str, Any], rows: Sequence[Evaluation], labels: Labels, columns: Mapping[str, np.ndarray]
-) -> None:
-    """Write ``evaluation.json``, ``table.md`` and the scores of every image, ``scores.csv``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "evaluation.json", body)
-    write_text(folder / "table.md", table(rows) + "\n")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "mos", *columns])
-    writer.writerows(zip(labels.names, labels.mos, *columns.values(), strict=True))
-    write_text(folder / "scores.csv", text.getvalue())
+def _check(mos: np.ndarray) -> None:
+    if len(mos) < LEAST:
+        raise DataError(f"{len(mos)} labelled images are too few for a correlation; give at least {LEAST}.")
+    if np.all(mos == mos[0]):
+        raise DataError(f"all {len(mos)} human scores are {mos[0]:g}; nothing can agree with them. Check their column.")
 
 
-def table(rows: Sequence[Evaluation]) -> str:
-    """Evaluations as a Markdown table with 95 % intervals."""
-    lines = [
-        "| prompt | n | SRCC [95 %] | PLCC [95 %] | KRCC [95 %] | SRCC gain [95 %] | p |",
-        "|---|--:|---|---|---|---|--:|",
-    ]
-    for row in rows:
-        gain = "" if row.gain is None else _interval(row.gain, "+")
-        p = "" if row.p_value is None else f"{row.p_value:.3f}"
-        numbers = " | ".join(_interval(x) for x in (row.srcc, row.plcc, row.krcc))
-        lines.append(f"| {row.name} | {row.n} | {numbers} | {gain} | {p} |")
-    return "\n".join(lines)
+def _read(statistic: Statistic, scores: np.ndarray, mos: np.ndarray, how: Mapping[str, Any]) -> Reading:
+    reading = read(statistic, scores, mos, **how)
+    if math.isnan(reading.value) and not reading.reason:
+        fit = logistic4(scores, mos) if statistic in (plcc4, rmse4) else logistic5(scores, mos)
+        return reading._replace(reason=fit.reason or "no two images lie so far apart in MOS")
+    return reading
 
 
-def _interval(x: Interval, sign: str = "") -> str:
-    return f"{x.value:{sign}.3f} [{x.low:{sign}.3f}, {x.high:{sign}.3f}]"
+def _tests(scores: np.ndarray, bare: np.ndarray, mos: np.ndarray) -> dict[str, Test]:
+    found: dict[str, Test] = {}
+    for name, statistic in (("srcc", srcc), ("plcc", plcc)):
+        numbers = statistic(scores, mos), statistic(bare, mos), statistic(scores, bare), len(mos)
+        found |= {f"williams_{name}": williams(*numbers), f"steiger_{name}": steiger(*numbers)}
+    return found
+
+
+def _parts(target: Target, columns: Sequence[Column], protocol: Protocol) -> list[dict[str, dict[str, Any]]]:
+    """For each column: by factor and value, n and SRCC with its interval."""
+    parts: list[dict[str, dict[str, Any]]] = [{name: {} for name in target.factors} for _ in columns]
+    for factor, values in target.factors.items():
+        for value in sorted(set(values), key=lambda word: (len(word), word)):
+            rows = [row for row, other in enumerate(values) if other == value]
+            some = target.only(rows)
+            how: dict[str, Any] = {"n_boot": protocol.n_boot, "seed": protocol.seed, "clusters": some.groups}
+            for part, column in zip(parts, columns, strict=True):
+                number = (
+                    bootstrap(srcc, column.only(rows).scores, some.mos, **how)
+                    if len(rows) >= LEAST
+                    else missing(f"n = {len(rows)}; at least {LEAST} images are needed")
+                )
+                part[factor][value] = {"n": len(rows), "srcc": plain(number)}
+    return parts
+
+
+def _distances(target: Target, column: Column, protocol: Protocol) -> dict[str, Interval]:
+    """Distances between predicted and human level distributions, where there are deviations to make the latter of."""
+    if target.std is None or column.levels is None:
+        return {}
+    low, high = protocol.scale(target)
+    if outside := int(((target.mos < low) | (target.mos > high)).sum()):
+        raise DataError(
+            f"{outside} of {len(target.mos)} human scores lie outside the scale {low:g}..{high:g} (they go from "
+            f"{target.mos.min():g} to {target.mos.max():g}). Give the scale's ends with --mos-range."
+        )
+    mean, std = 1 + 4 * (target.mos - low) / (high - low), 4 * target.std / (high - low)
+    found = dict(level_distances(soft_labels(mean, std, "interval"), column.levels))
+    if (std > 0).all():
+        found |= normal_distances(mean, std, column.levels)
+    how: dict[str, Any] = {"n_boot": protocol.n_boot, "seed": protocol.seed, "clusters": target.groups}
+    reason = "the prediction has probability 0 where people have not"
+    return {
+        name: bootstrap_mean(values, **how) if np.isfinite(values).all() else missing(reason)
+        for name, values in found.items()
+    }
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """An interval or test as a JSON object: what is not finite is null, the reason is there when it says something."""
+    body = {key: _number(v) if isinstance(v, float) else v for key, v in value._asdict().items()}
+    return body if body.get("reason") else {key: v for key, v in body.items() if key != "reason"}
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

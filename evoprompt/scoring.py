@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from evoprompt.anchors import AnchorRater, Anchors, find_anchors
 from evoprompt.errors import DataError
 from evoprompt.images import as_rgb, fit_image, read_image
 from evoprompt.judge import NANO, Judge, load_judge
+from evoprompt.labels import Labels
 from evoprompt.prompts import PixelPrompt
-from evoprompt.questions import LEVELS
+from evoprompt.questions import LEVELS, OTHER, Preprocess, Question
+from evoprompt.tracking import Update
 
+PROMPT_FILES = ["config.json", "model.safetensors", "seen.txt"]
 Picture = str | Path | Image.Image | Tensor
 
 
@@ -24,29 +31,38 @@ Picture = str | Path | Image.Image | Tensor
 class Score:
     """The score of one image.
 
-    ``score`` in [1, 5], higher is better; ``probabilities`` of bad, poor, fair, good, excellent. An image that cannot
-    be read has neither, and ``error`` says why.
+    ``score`` in [1, 5], higher is better; ``probabilities`` of the ``answers``: bad, poor, fair, good, excellent unless
+    the judge rates with another readout, None when it compared with anchors. An image that cannot be read has neither,
+    and ``error`` says why.
     """
 
     image: str
     score: float | None
     probabilities: tuple[float, ...] | None
     error: str = ""
+    answers: tuple[str, ...] = LEVELS
 
     def row(self) -> dict[str, str | float]:
         """The score as a row of a table; missing values are empty."""
-        names = [f"p_{level}" for level in LEVELS]
+        names = [f"p_{answer}" for answer in _named(self.answers)]
         values = self.probabilities or ("",) * len(names)
         score = "" if self.score is None else round(self.score, 6)
         rounded = (v if isinstance(v, str) else round(v, 6) for v in values)
         return {"image": self.image, "score": score, **dict(zip(names, rounded, strict=True)), "error": self.error}
 
 
-COLUMNS = ("image", "score", *(f"p_{level}" for level in LEVELS), "error")
+def columns(question: Question) -> tuple[str, ...]:
+    """The header of a file of scores that were read from this question's answers."""
+    return ("image", "score", *(f"p_{answer}" for answer in _named(question.answers)), "error")
+
+
+def _named(answers: Sequence[str]) -> list[str]:
+    """Answers as parts of a column's name."""
+    return ["other" if answer == OTHER else answer for answer in answers]
 
 
 def level_probabilities(logits: Tensor) -> Tensor:
-    """Level probabilities of images from the logits of their views: (B, V, 5) -> (B, 5), averaged over the views."""
+    """Answer probabilities of images from the logits of their views: (B, V, A) -> (B, A), averaged over the views."""
     return logits.float().softmax(-1).mean(1)
 
 
@@ -68,6 +84,26 @@ def score_views(judge: Judge, views: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return probabilities @ np.array(question.values), probabilities
 
 
+def score_labels(
+    judge: Judge, prompts: Sequence[PixelPrompt | None], labels: Labels, batch_size: int, advance: Update
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Scores of all labelled images under each prompt; every image is read once.
+
+    Returns:
+        Scores (N,) and answer probabilities (N, A), float64, of each prompt.
+    """
+    columns: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in prompts]
+    for start in range(0, len(labels.paths), batch_size):
+        paths = labels.paths[start : start + batch_size]
+        fitted = [fit_image(read_image(p), judge.family.fit, judge.image_size, judge.family.views) for p in paths]
+        views = np.stack(fitted)
+        for column, prompt in zip(columns, prompts, strict=True):
+            judge.attach(prompt)
+            column.append(score_views(judge, views))
+        advance(len(paths))
+    return [(np.concatenate([s for s, _ in c]), np.concatenate([p for _, p in c])) for c in columns]
+
+
 class Scorer:
     """Scores images with a judge and, if given, a prompt.
 
@@ -80,12 +116,18 @@ class Scorer:
     score_range = (1.0, 5.0)
     higher_is_better = True
 
-    def __init__(self, judge: Judge, prompt: PixelPrompt | None = None) -> None:
-        self.judge, self.prompt = judge, prompt
+    def __init__(self, judge: Judge, prompt: PixelPrompt | None = None, anchors: Anchors | None = None) -> None:
+        self.judge, self.prompt, self.anchors = judge, prompt, anchors
 
     @classmethod
     def load(
-        cls, prompt: str | Path | None = None, *, judge: str | None = None, device: str = "auto", dtype: str = "auto"
+        cls,
+        prompt: str | Path | None = None,
+        *,
+        judge: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        anchors: str | None = None,
     ) -> Scorer:
         """Load a prompt and the judge it was evolved with.
 
@@ -94,13 +136,15 @@ class Scorer:
             judge: another judge than the prompt's; default for the bare judge: owl2-nano.
             device: ``auto`` or a torch device.
             dtype: of the judge, see ``judge.load_judge``.
+            anchors: images to compare with instead of rating, see ``anchors.find_anchors``.
 
         Raises:
-            DataError: when the prompt cannot be read or does not fit the judge.
+            DataError: when the prompt or the anchors cannot be read, or the prompt does not fit the judge.
             JudgeError: when the judge cannot be loaded.
         """
         loaded = load_prompt(prompt)
-        return cls(judge_for([loaded], judge, device, dtype), loaded)
+        chosen = judge_for([loaded], judge, device, dtype)
+        return cls(chosen, loaded, find_anchors(anchors, chosen.family.name, prompted=loaded is not None))
 
     def __call__(self, images: Sequence[Picture], batch_size: int = 8) -> list[Score]:
         """Scores of images, in order; an image that cannot be read gets an ``error`` instead of a score.
@@ -115,13 +159,14 @@ class Scorer:
         return list(self.stream(images, batch_size))
 
     def stream(
-        self, images: Sequence[Picture], batch_size: int = 8, done: Callable[[int], None] | None = None
+        self, images: Iterable[Picture], batch_size: int = 8, done: Callable[[int], None] | None = None
     ) -> Iterator[Score]:
         """Scores one after the other; ``done`` is told how many more are finished."""
-        flat = [(name, picture) for image in images for name, picture in _pictures(image)]
+        flat = ((name, picture) for image in images for name, picture in _pictures(image))
         self.judge.attach(self.prompt)
-        for start in range(0, len(flat), batch_size):
-            batch = flat[start : start + batch_size]
+        rater = None if self.anchors is None else AnchorRater(self.judge, self.anchors)
+        answers = self.judge.family.rate[0].answers
+        while batch := list(islice(flat, batch_size)):
             fitted: list[np.ndarray] = []
             errors: list[str] = []
             for name, picture in batch:
@@ -133,36 +178,62 @@ class Scorer:
                     errors.append("")
                 except DataError as error:
                     errors.append(str(error))
-            numbers = zip(*score_views(self.judge, np.stack(fitted)), strict=True) if fitted else iter(())
+            numbers = _numbers(self.judge, rater, np.stack(fitted)) if fitted else iter(())
             for (name, _), reason in zip(batch, errors, strict=True):
                 if reason:
-                    yield Score(name, None, None, reason)
+                    yield Score(name, None, None, reason, answers)
                 else:
                     score, probabilities = next(numbers)
-                    yield Score(name, float(score), tuple(probabilities.tolist()))
+                    yield Score(name, score, probabilities, "", answers)
             if done is not None:
                 done(len(batch))
 
 
+def _numbers(
+    judge: Judge, rater: AnchorRater | None, views: np.ndarray
+) -> Iterator[tuple[float, tuple[float, ...] | None]]:
+    """Score and answer probabilities of fitted images; comparisons with anchors give no probabilities of answers."""
+    if rater is not None:
+        return ((float(score), None) for score in rater(views))
+    return ((float(score), tuple(row.tolist())) for score, row in zip(*score_views(judge, views), strict=True))
+
+
 def load_prompt(path: str | Path | None) -> PixelPrompt | None:
-    """A prompt from a run folder, a round, or a prompt folder; None or ``none`` = no prompt.
+    """A prompt from a run folder, a round, a prompt folder or a Hub id; None or ``none`` = no prompt.
 
     Raises:
-        DataError: when the folder holds no prompt.
+        DataError: when there is no prompt.
     """
     if path is None or str(path) == "none":
         return None
-    folder = Path(path)
-    if not folder.exists():
-        raise DataError(
-            f"prompt {folder} does not exist. Give a run folder, a prompt folder, or none for the bare judge."
-        )
+    folder = Path(path) if Path(path).exists() else _from_hub(str(path))
     if (folder / "run.json").is_file() and not (folder / "prompt").is_dir():
         raise DataError(
             f"run {folder} has no prompt yet: it stopped before its first round. "
             f"Continue it with 'evoprompt resume {folder}'."
         )
     return PixelPrompt.load(folder / "prompt" if (folder / "prompt").is_dir() else folder)
+
+
+def _from_hub(name: str) -> Path:
+    """Folder of a prompt on the Hub, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, from the local cache if it is there.
+
+    Raises:
+        DataError: when it is no such name, or cannot be had.
+    """
+    repository, _, revision = name.partition("@")
+    problem = "it is neither a folder here nor a Hub id (OWNER/NAME)"
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(repository, revision=revision or None, allow_patterns=PROMPT_FILES))
+        except (OSError, ValueError) as error:
+            problem = f"it is no folder here, and the Hub says: {str(error).strip().splitlines()[0].rstrip('.')}"
+    raise DataError(
+        f"prompt {name} does not exist: {problem}. Give a run folder, a prompt folder, a Hub id, or none for the bare "
+        "judge."
+    )
 
 
 def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: str, dtype: str) -> Judge:
@@ -178,23 +249,38 @@ def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: s
         listed = " and ".join(f"{judge}@{revision}" for judge, revision, _ in sorted(origins))
         raise DataError(f"the prompts were evolved with different judges ({listed}). Measure them one judge at a time.")
     wanted, revision, family = next(iter(origins), (name or NANO, None, "auto"))
-    loaded = load_judge(name or wanted, _hub_revision(name or wanted, revision), family, dtype, device)
+    readings = {(p.origin.question or "auto", p.config.preprocess) for p in given}
+    if len(readings) > 1:
+        named = " and ".join(f"question {question}, preprocessing {way}" for question, way in sorted(readings))
+        raise DataError(f"the prompts make the judge rate in different ways ({named}). Measure them one way at a time.")
+    question, way = next(iter(readings), ("auto", "own"))
+    loaded = load_judge(
+        name or wanted, _hub_revision(name or wanted, revision), family, dtype, device, question, cast(Preprocess, way)
+    )
     for prompt in given:
         fits(prompt, loaded)
     return loaded
 
 
 def fits(prompt: PixelPrompt, judge: Judge) -> None:
-    """Check that a prompt was evolved with this judge.
+    """Check that a prompt was evolved with this judge, asked in the same way.
+
+    A prompt that was imported does not know the judge's revision: then its name is compared alone.
 
     Raises:
-        DataError: when it was evolved with another one.
+        DataError: when it was evolved with another one, or for another question.
     """
-    origin = prompt.origin
-    if (origin.judge, origin.revision) != (judge.id, judge.revision):
+    origin, question = prompt.origin, judge.family.rate[0].name
+    if origin.judge != judge.id or origin.revision not in ("", judge.revision):
         raise DataError(
             f"the prompt was evolved with judge {origin.judge}@{origin.revision}; this judge is "
             f"{judge.id}@{judge.revision}. Load that one with --judge {origin.judge}, or evolve a prompt for this one."
+        )
+    if origin.question not in ("", question) or prompt.config.preprocess != judge.family.preprocess:
+        raise DataError(
+            f"the prompt was evolved for question {origin.question} and preprocessing {prompt.config.preprocess}; this "
+            f"judge rates with {question} and {judge.family.preprocess}. Set -s judge.question={origin.question} "
+            f"-s judge.preprocess={prompt.config.preprocess}."
         )
 
 

@@ -10,18 +10,18 @@ cost a few array operations.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import OptimizeWarning, curve_fit
-from scipy.special import expit
 from scipy.stats import beta
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[ArrayLike, ArrayLike], float]
+Weighted = Callable[[Floats, Floats, Floats], Floats]
+"""From x (N,), y (N,) and how often each image was drawn (R, N) to the statistic of every resample (R,)."""
 
 _CHUNK = 4_000_000  # array elements worked on at a time, about 32 MB
 _MAX_UNDEFINED = 0.05  # share of resamples without a value above which no interval is given
@@ -43,12 +43,52 @@ class Difference(NamedTuple):
     p_value: float
 
 
-class LogisticFit(NamedTuple):
-    """PLCC after a logistic mapping and the mapping's parameters, or NaN, none, and the ``reason``."""
+class Reading(NamedTuple):
+    """A statistic on the images, on every resample of them (R,), and why it has no value if it has none."""
 
-    plcc: float
-    parameters: tuple[float, ...]
+    value: float
+    draws: Floats
     reason: str = ""
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The value with percentile bounds; bounds are NaN if over 5 % of the resamples have no value."""
+        return missing(self.reason) if self.reason else percentile_interval(self.value, self.draws, level)
+
+    def minus(self, other: Reading, level: float = 0.95) -> Difference:
+        """Difference to a reading on the same resamples, see ``paired_difference``."""
+        if reason := self.reason or other.reason:
+            return Difference(missing(reason), math.nan)
+        draws = self.draws - other.draws
+        interval = percentile_interval(self.value - other.value, draws, level)
+        tail = int(min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0)))
+        p = min(1.0, 2 * (tail + 1) / (int(np.isfinite(draws).sum()) + 1))
+        return Difference(interval, math.nan if interval.reason else p)
+
+
+@dataclass(frozen=True)
+class Vectorised:
+    """A statistic that knows how to read thousands of resamples at once; call it for its value on the images.
+
+    Attributes:
+        plain: The statistic of two (N,) vectors.
+        weighted: The same of every resample.
+    """
+
+    plain: Statistic
+    weighted: Weighted
+
+    def __call__(self, x: ArrayLike, y: ArrayLike) -> float:
+        """The statistic of two (N,) vectors."""
+        return self.plain(x, y)
+
+
+class Summary(NamedTuple):
+    """Of one number over seeds or splits: how many, median, mean, and standard deviation (n - 1; NaN for one)."""
+
+    n: int
+    median: float
+    mean: float
+    sd: float
 
 
 class Triads(NamedTuple):
@@ -86,31 +126,6 @@ def undefined(x: ArrayLike, y: ArrayLike) -> str:
     return " and ".join(f"{name} is constant ({v[0]:g})" for name, v in (("x", a), ("y", b)) if np.all(v == v[0]))
 
 
-def logistic4(x: ArrayLike, y: ArrayLike) -> LogisticFit:
-    """PLCC of scores x (N,) with MOS y (N,) after y = (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) + b2, fitted on both.
-
-    NaN with a reason when a side is constant, there are fewer than five values, or no optimum was found.
-    """
-    a, b = _vectors(x, y)
-    reason = undefined(a, b) or ("" if len(a) > 4 else f"n = {len(a)}; at least 5 values are needed")
-    if reason:
-        return LogisticFit(math.nan, (), reason)
-
-    def curve(v: Floats, b1: float, b2: float, b3: float, b4: float) -> Floats:
-        return np.asarray((b1 - b2) * expit((v - b3) / max(abs(b4), 1e-12)) + b2)
-
-    start = (float(b.max()), float(b.min()), float(a.mean()), float(a.std() / 4))
-    try:
-        with warnings.catch_warnings():
-            # The covariance of the parameters is not used, so its absence is no news.
-            warnings.simplefilter("ignore", OptimizeWarning)
-            found, _ = curve_fit(curve, a, b, p0=start, maxfev=10_000)
-    except RuntimeError as error:
-        return LogisticFit(math.nan, (), f"the logistic fit did not converge ({error})")
-    value = plcc(curve(a, *found), b)
-    return LogisticFit(value, tuple(map(float, found)), "" if math.isfinite(value) else "the fitted curve is flat")
-
-
 def bootstrap(
     statistic: Statistic,
     x: ArrayLike,
@@ -123,7 +138,7 @@ def bootstrap(
     """Percentile bootstrap interval of a statistic of paired values.
 
     Args:
-        statistic: ``srcc``, ``plcc``, ``krcc`` (vectorised), or any function of (x, y) (called once a resample).
+        statistic: ``srcc``, ``plcc``, ``krcc``, a ``Vectorised``, or any function of (x, y) (called once a resample).
         x: (N,) scores.
         y: (N,) MOS.
         n_boot: Number of resamples R.
@@ -134,11 +149,7 @@ def bootstrap(
     Returns:
         Interval; bounds are NaN, with the reason, if over 5 % of the resamples have no value.
     """
-    a, b = _vectors(x, y)
-    if reason := undefined(a, b):
-        return Interval(math.nan, math.nan, math.nan, reason)
-    draws = [_resampled(statistic, a, b, counts) for counts in _resamples(len(a), n_boot, seed, clusters)]
-    return _interval(statistic(a, b), np.concatenate(draws), level)
+    return read(statistic, x, y, n_boot, seed, clusters).interval(level)
 
 
 def paired_difference(
@@ -158,18 +169,87 @@ def paired_difference(
     Returns:
         Interval, and p = 2 min(share of resamples <= 0, share >= 0), never below 2 / (R + 1); NaN without bounds.
     """
-    (one, mos), (two, _) = _vectors(a, y), _vectors(b, y)
-    if reason := undefined(one, mos) or undefined(two, mos):
-        return Difference(Interval(math.nan, math.nan, math.nan, reason), math.nan)
-    parts = [
-        _resampled(statistic, one, mos, counts) - _resampled(statistic, two, mos, counts)
-        for counts in _resamples(len(mos), n_boot, seed, clusters)
-    ]
-    draws = np.concatenate(parts)
-    interval = _interval(statistic(one, mos) - statistic(two, mos), draws, level)
-    tail = int(min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0)))
-    p = min(1.0, 2 * (tail + 1) / (int(np.isfinite(draws).sum()) + 1))
-    return Difference(interval, math.nan if interval.reason else p)
+    first, second = (read(statistic, v, y, n_boot, seed, clusters) for v in (a, b))
+    return first.minus(second, level)
+
+
+def read(
+    statistic: Statistic,
+    x: ArrayLike,
+    y: ArrayLike,
+    n_boot: int = 2000,
+    seed: int = 0,
+    clusters: ArrayLike | None = None,
+) -> Reading:
+    """A statistic of (N,) vectors with its resamples, to be compared with that of other scores of the same images.
+
+    The arguments are those of ``bootstrap``.
+    """
+    a, b = _vectors(x, y)
+    if reason := undefined(a, b):
+        return Reading(math.nan, np.empty(0), reason)
+    blocks = _resamples(len(a), n_boot, seed, clusters)
+    return Reading(statistic(a, b), np.concatenate([_resampled(statistic, a, b, counts) for counts in blocks]))
+
+
+def bootstrap_mean(
+    values: ArrayLike, n_boot: int = 2000, seed: int = 0, level: float = 0.95, clusters: ArrayLike | None = None
+) -> Interval:
+    """Mean of (N,) values, one an image, with a percentile bootstrap interval; the arguments are ``bootstrap``'s."""
+    v, _ = _vectors(values, values)
+    if not len(v):
+        return missing("n = 0; at least 1 value is needed")
+    draws = [counts @ v / counts.sum(axis=1) for counts in _resamples(len(v), n_boot, seed, clusters)]
+    return percentile_interval(float(v.mean()), np.concatenate(draws), level)
+
+
+def percentile_interval(value: float, draws: Floats, level: float = 0.95) -> Interval:
+    """A value with percentile bounds from its resamples; without bounds when over 5 % of them have no value."""
+    known = draws[np.isfinite(draws)]
+    lost = len(draws) - len(known)
+    if lost > _MAX_UNDEFINED * len(draws):
+        return Interval(float(value), math.nan, math.nan, f"{lost} of {len(draws)} resamples have no value")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def missing(reason: str) -> Interval:
+    """No value, and why."""
+    return Interval(math.nan, math.nan, math.nan, reason)
+
+
+def summarise(values: ArrayLike) -> Summary:
+    """Median, mean and standard deviation over seeds or splits; values that are not finite are left out."""
+    v = np.asarray(values, dtype=np.float64)
+    v = v[np.isfinite(v)]
+    if not len(v):
+        return Summary(0, math.nan, math.nan, math.nan)
+    return Summary(len(v), float(np.median(v)), float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else math.nan)
+
+
+def pairs_above(gap: float) -> Vectorised:
+    """Share of image pairs that scores put in the order of MOS, among pairs whose MOS differ by ``gap`` or more.
+
+    Pairs of equal MOS never count, equal scores count one half.
+
+    Args:
+        gap: In MOS units, at least 0.
+    """
+
+    def weighted(x: Floats, y: Floats, counts: Floats) -> Floats:
+        right, total = np.zeros(len(counts)), np.zeros(len(counts))
+        block = max(1, _CHUNK // max(1, len(x)))
+        for start in range(0, len(x), block):
+            part = slice(start, start + block)
+            order = y[:, None] - y[part]
+            used = ((np.abs(order) >= gap) & (order != 0)).astype(np.float64)
+            ordered = used * (1 + np.sign((x[:, None] - x[part]) * order)) / 2
+            right += ((counts @ ordered) * counts[:, part]).sum(axis=1)
+            total += ((counts @ used) * counts[:, part]).sum(axis=1)
+        with np.errstate(invalid="ignore"):  # a resample may hold no such pair
+            return right / total
+
+    return Vectorised(lambda x, y: _single(weighted, x, y), weighted)
 
 
 def pair_accuracy(score_a: ArrayLike, score_b: ArrayLike, order: ArrayLike, min_gap: float = 0.0) -> float:
@@ -269,7 +349,7 @@ def _vectors(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
     return a, b
 
 
-def _single(weighted: Callable[[Floats, Floats, Floats], Floats], x: ArrayLike, y: ArrayLike) -> float:
+def _single(weighted: Weighted, x: ArrayLike, y: ArrayLike) -> float:
     a, b = _vectors(x, y)
     return math.nan if undefined(a, b) else float(weighted(a, b, np.ones((1, len(a))))[0])
 
@@ -287,18 +367,10 @@ def _resamples(n: int, n_boot: int, seed: int, clusters: ArrayLike | None, width
         yield np.bincount(drawn.ravel(), minlength=r * units).reshape(r, units)[:, member].astype(np.float64)
 
 
-def _interval(value: float, draws: Floats, level: float) -> Interval:
-    known = draws[np.isfinite(draws)]
-    lost = len(draws) - len(known)
-    if lost > _MAX_UNDEFINED * len(draws):
-        return Interval(float(value), math.nan, math.nan, f"{lost} of {len(draws)} resamples have no value")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
-
-
 def _resampled(statistic: Statistic, x: Floats, y: Floats, counts: Floats) -> Floats:
-    if statistic in _WEIGHTED:
-        return _WEIGHTED[statistic](x, y, counts)
+    weighted = statistic.weighted if isinstance(statistic, Vectorised) else _WEIGHTED.get(statistic)
+    if weighted is not None:
+        return weighted(x, y, counts)
     repeats = counts.astype(np.int64)
     return np.array([statistic(np.repeat(x, row), np.repeat(y, row)) for row in repeats])
 
@@ -350,4 +422,4 @@ def _krcc(x: Floats, y: Floats, counts: Floats) -> Floats:
     return np.where((untied[0] == 0) | (untied[1] == 0), np.nan, value)
 
 
-_WEIGHTED: dict[Statistic, Callable[[Floats, Floats, Floats], Floats]] = {srcc: _srcc, plcc: _correlation, krcc: _krcc}
+_WEIGHTED: dict[Statistic, Weighted] = {srcc: _srcc, plcc: _correlation, krcc: _krcc}

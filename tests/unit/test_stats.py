@@ -10,13 +10,16 @@ from evoprompt.stats import (
     agreement_gain,
     binomial_above_chance,
     bootstrap,
+    bootstrap_mean,
     circular_triads,
     krcc,
-    logistic4,
     pair_accuracy,
     paired_difference,
+    pairs_above,
     plcc,
+    read,
     srcc,
+    summarise,
     undefined,
 )
 
@@ -121,40 +124,51 @@ def test_paired_difference_of_a_constant_rater_is_nan_with_a_reason():
     assert math.isnan(gain.interval.value) and math.isnan(gain.p_value) and "constant" in gain.interval.reason
 
 
-def test_logistic_fit_finds_the_curve_that_made_the_data():
-    x = np.linspace(0, 10, 60)
-    fit = logistic4(x, 80 / (1 + np.exp(-(x - 4) / 0.7)) + 10)
-    assert fit.plcc == pytest.approx(1, abs=1e-9) and fit.reason == ""
-    high, low, middle, slope = fit.parameters
-    assert (high, low, middle, abs(slope)) == pytest.approx((90, 10, 4, 0.7), rel=1e-4)
-
-
-def test_logistic_fit_is_not_below_the_raw_correlation_on_a_curved_relation():
-    x, _ = sample(100, ties=False)
-    y = np.tanh(2 * x) + 0.1 * np.random.default_rng(0).normal(size=100)
-    assert logistic4(x, y).plcc > plcc(x, y)
-
-
-def test_logistic_fit_says_why_it_failed():
-    assert logistic4([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]).reason == "x is constant (1)"
-    assert "at least 5" in logistic4([1, 2, 3], [1, 2, 3]).reason
-    assert math.isnan(logistic4([1, 2, 3], [1, 2, 3]).plcc)
-
-
-def test_logistic_fit_that_does_not_converge_is_reported(monkeypatch):
-    def no_optimum(*args, **kwargs):
-        raise RuntimeError("too many evaluations")
-
-    monkeypatch.setattr("evoprompt.stats.curve_fit", no_optimum)
-    fit = logistic4([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])
-    assert math.isnan(fit.plcc) and fit.parameters == () and "did not converge" in fit.reason
-
-
 def test_pair_accuracy_counts_ties_of_the_scores_half_and_leaves_small_gaps_out():
     first, second, order = [2, 1, 1, 5], [1, 2, 1, 1], [1.0, 1.0, 1.0, -0.1]
     assert pair_accuracy(first, second, order) == pytest.approx((1 + 0 + 0.5 + 0) / 4)
     assert pair_accuracy(first, second, order, min_gap=0.5) == pytest.approx(1.5 / 3)
     assert math.isnan(pair_accuracy([1], [2], [0]))
+
+
+def test_pairs_above_a_gap_equal_a_count_over_all_pairs():
+    x, y = sample(30)
+    for gap in (0.0, 2.0):
+        first, second = np.triu_indices(30, 1)
+        plain = pair_accuracy(x[first], x[second], y[first] - y[second], min_gap=gap)
+        assert pairs_above(gap)(x, y) == pytest.approx(plain)
+    assert math.isnan(pairs_above(1e9)(x, y))
+
+
+def test_pairs_above_a_gap_in_resamples_equal_those_of_the_repeated_images():
+    x, y = sample(20)
+    ours = bootstrap(pairs_above(2.0), x, y, n_boot=50)
+    plain = bootstrap(lambda a, b: pairs_above(2.0)(a, b), x, y, n_boot=50)
+    assert ours[:3] == pytest.approx(plain[:3], abs=1e-12)
+
+
+def test_readings_of_two_raters_belong_to_the_same_resamples():
+    x, y = sample(50)
+    one, two = (read(srcc, v, y, n_boot=300, seed=2) for v in (x, y))
+    interval = paired_difference(srcc, x, y, y, n_boot=300, seed=2).interval
+    assert one.minus(two).interval == interval
+    assert np.quantile(one.draws - two.draws, [0.025, 0.975]) == pytest.approx(interval[1:3], abs=1e-12)
+
+
+def test_the_bootstrap_of_a_mean_is_that_of_the_textbook():
+    values = np.random.default_rng(0).normal(size=400)
+    interval = bootstrap_mean(values, n_boot=4000)
+    assert interval.value == pytest.approx(values.mean())
+    assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.08)
+    wide = bootstrap_mean(np.repeat(values[:20], 20), clusters=np.repeat(np.arange(20), 20))
+    assert wide[:3] == pytest.approx(bootstrap_mean(values[:20])[:3], abs=1e-9)
+    assert bootstrap_mean([]).reason == "n = 0; at least 1 value is needed"
+
+
+def test_a_summary_over_seeds_leaves_undefined_runs_out():
+    assert summarise([1.0, 2.0, math.nan, 6.0]) == (3, 2.0, 3.0, pytest.approx(np.std([1, 2, 6], ddof=1)))
+    assert math.isnan(summarise([4.0]).sd) and summarise([4.0]).mean == 4
+    assert summarise([]).n == 0 and math.isnan(summarise([]).median)
 
 
 def groups(n_groups, size=8):
