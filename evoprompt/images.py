@@ -10,31 +10,27 @@ import hashlib
 import io
 import math
 import os
+import sqlite3
 import struct
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress, islice, tee
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from evoprompt import containers
+from evoprompt.catalogue import Catalogue, Contents, ImageRecord, Known, write_catalogue
+from evoprompt.containers import SUFFIXES, UNDECODED
 from evoprompt.errors import DataError, listed
-from evoprompt.tables import image_folders, locate, read_table
+from evoprompt.naming import reference_of
+from evoprompt.tables import TABLES, embedded_column, image_folders, image_names
 
 FITS = ("pad", "squash", "crop", "tiles")
 """Ways to make a square input of an image; see `fit_image`."""
-
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".jp2"),
-    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-)
-"""Kinds of files that are images when they lie in a folder."""
-
-UNDECODED = (".heic", ".heif", ".jxl")
-"""Kinds that are images too, but that Pillow cannot decode: they are reported, not passed over."""
 
 MAX_EDGE = 16_384
 """Longest edge of an image in pixels: `pad` and `squash` make a square of it, which then takes 1 GiB for a moment."""
@@ -54,6 +50,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HS
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
 _BICUBIC = Image.Resampling.BICUBIC
 _WORKERS = 4
+_WINDOW = 256  # files that are being read or wait for it
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -93,7 +90,7 @@ def read_image(path: Path) -> Image.Image:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return containers.content(path)
     except FileNotFoundError as error:
         raise _Unreadable("missing") from error
     except OSError as error:
@@ -240,36 +237,18 @@ def _starts(length: int, size: int, count: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRecord:
-    """One image file that was decoded once.
-
-    Attributes:
-        path: Where it lies.
-        name: How tables call it: relative to the folder it was found in, or as its CSV writes it.
-        sha256: Hash of the file's bytes, 64 hex digits.
-        width: Pixels, after the EXIF orientation was applied.
-        height: Pixels, likewise.
-    """
-
-    path: Path
-    name: str
-    sha256: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """Checked images without labels, each content once.
 
     Attributes:
-        records: In the order of the sources, sorted by name within a folder.
+        records: In the order of the sources, sorted by name within a folder; in memory, or on disk when `scan_images`
+            was given an index.
         sources: What the user named.
         duplicates: How many files were left out because an earlier one has the same bytes.
         skipped: (name, reason) of every file that cannot be read; empty unless skipping was asked for.
     """
 
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     sources: tuple[str, ...]
     duplicates: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
@@ -279,8 +258,10 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """12 hex digits of the content: the same for the same images under other names, paths or in another order."""
-        hashes = sorted(record.sha256 for record in self.records)
-        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:12]
+        contents = Contents()
+        for record in self.records:
+            contents.add(record.sha256)
+        return contents.fingerprint()
 
 
 def scan_images(
@@ -288,35 +269,51 @@ def scan_images(
     *,
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    index: Path | None = None,
 ) -> ImageSet:
     """Finds the images of all sources and decodes each once, so that nothing unreadable is met later.
 
     Args:
-        sources: Folders (searched to any depth for `SUFFIXES`; names that begin with a dot are passed over), image
-            files, and CSV files with an image column, whose other columns are not looked at.
+        sources: Folders (searched to any depth for `SUFFIXES`; names that begin with a dot are passed over); image
+            files; tables with an image column, whose other columns are not looked at (CSV, JSONL, JSON, Parquet);
+            Parquet files that hold the images themselves; uncompressed tar files such as WebDataset shards, also many
+            as ``shard-{000..127}.tar``; text files with one source a line; Hugging Face data sets as
+            ``hf:ID_OR_FOLDER:SPLIT:COLUMN``.
         skip_unreadable: Leave unreadable files out and record them, instead of failing.
         progress: Called with (files done, files in all) after each file.
+        index: A Parquet file to keep the records in, so that any number of images needs little memory; files that it
+            already lists and that have not changed since are not decoded again. None = keep the records in memory.
 
     Raises:
         DataError: A source does not exist, a source holds no images, or files cannot be read; all of a kind at once.
     """
-    found = _find(sources)
-    counts = Counter(name for name, _ in dict.fromkeys(entry for _, entry in found))
-    # Two folders may each hold a.jpg: then the source tells them apart.
-    named = [((source / name).as_posix() if counts[name] > 1 else name, path) for source, (name, path) in found]
-    records, problems = check_images(named, progress)
+    found, contents = Listing(sources), Contents()
+    problems: list[tuple[str, str]] = []
+    fresh = bytearray()  # one byte a record: whether its content is new
+
+    def good() -> Iterator[tuple[ImageRecord, str]]:
+        for done, (name, result, stamp) in enumerate(_checked(found, Known(index)), start=1):
+            if isinstance(result, ImageRecord):
+                fresh.append(contents.add(result.sha256))
+                yield result, stamp
+            else:
+                problems.append((name, result))
+            if progress is not None:
+                progress(done, len(found))
+
+    kept: Sequence[ImageRecord]
+    if index is None:
+        kept = tuple(compress([record for record, _ in good()], fresh))
+    else:
+        records, stamps = tee(good())
+        write_catalogue(index, (record for record, _ in records), {"stamp": (stamp for _, stamp in stamps)})
+        kept = Catalogue(index, None if all(fresh) else np.flatnonzero(np.frombuffer(fresh, np.uint8)))
     if problems and not skip_unreadable:
-        raise unreadable(problems, len(named), "Remove them or add --skip-unreadable.")
-    if not records:
-        raise DataError(f"none of the {len(named)} images can be read: {_reasons(problems)}. Name other images.")
-    distinct = {record.sha256: record for record in reversed(records)}
-    kept = tuple(record for record in records if distinct[record.sha256] is record)
-    return ImageSet(
-        records=kept,
-        sources=tuple(str(source) for source in sources),
-        duplicates=len(records) - len(kept),
-        skipped=tuple(problems),
-    )
+        raise unreadable(problems, len(found), "Remove them or add --skip-unreadable.")
+    if not kept:
+        raise DataError(f"none of the {len(found)} images can be read: {_reasons(problems)}. Name other images.")
+    names = tuple(str(source) for source in sources)
+    return ImageSet(records=kept, sources=names, duplicates=len(fresh) - len(kept), skipped=tuple(problems))
 
 
 def find_images(sources: Sequence[Path]) -> list[Path]:
@@ -325,80 +322,118 @@ def find_images(sources: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: A source does not exist or holds no images.
     """
-    return [path for _, (_, path) in _find(sources)]
+    return list(Listing(sources).paths())
 
 
-def _find(sources: Sequence[Path]) -> list[tuple[Path, tuple[str, Path]]]:
-    """(source, (name in it, path)) of every image, in order."""
-    absent = [str(source) for source in sources if not source.exists()]
-    if absent or not sources:
-        problem = f"no such folder, image or CSV file: {listed(absent)}" if absent else "no image source was named"
-        raise DataError(f"{problem}. Name folders, image files or CSV files with an image column.")
-    return [(source, entry) for source in sources for entry in _entries(source)]
+class Listing:
+    """(name, path) of every image of all sources, in order, on disk when there are many; nothing is opened.
+
+    Args:
+        sources: As for `scan_images`.
+
+    Raises:
+        DataError: A source does not exist or holds no images.
+    """
+
+    def __init__(self, sources: Sequence[Path]) -> None:
+        sources = [single for source in sources for single in containers.expanded(source)]
+        absent = [str(s) for s in sources if not (containers.is_hub(s) or s.exists() or containers.exists(s))]
+        if absent or not sources:
+            problem = f"no such folder, image or CSV file: {listed(absent)}" if absent else "no image source was named"
+            raise DataError(f"{problem}. Name folders, image files or CSV files with an image column.")
+        self._table = sqlite3.connect("")
+        # Folders are listed in any order and sorted here; lists keep theirs.
+        self._table.execute("CREATE TABLE found (source INT, place INT, name BLOB, path BLOB)")
+        for number, source in enumerate(sources):
+            before, is_folder = len(self), source.is_dir()
+            rows = (
+                (number, 0 if is_folder else place, os.fsencode(name), os.fsencode(path))
+                for place, (name, path) in enumerate(_entries(source))
+            )
+            self._table.executemany("INSERT INTO found VALUES (?, ?, ?, ?)", rows)
+            if len(self) == before:
+                raise DataError(f"{source} holds no images; known kinds are {' '.join(SUFFIXES)}. Name another folder.")
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return int(self._table.execute("SELECT COUNT(*) FROM found").fetchone()[0])
+
+    def paths(self) -> Iterator[Path]:
+        """The paths alone."""
+        return (path for _, path in self)
+
+    def __iter__(self) -> Iterator[tuple[str, Path]]:
+        # Two folders may each hold a.jpg: then the source tells them apart.
+        self._table.execute("CREATE INDEX IF NOT EXISTS by_name ON found (name)")
+        shared = "SELECT name FROM (SELECT DISTINCT name, path FROM found) GROUP BY name HAVING COUNT(*) > 1"
+        query = f"SELECT source, name, path, name IN ({shared}) FROM found ORDER BY source, place, name"
+        for source, name, path, is_shared in self._table.execute(query):
+            text = os.fsdecode(name)
+            yield (self._sources[source] / text).as_posix() if is_shared else text, Path(os.fsdecode(path))
 
 
-def _entries(source: Path) -> list[tuple[str, Path]]:
+def _entries(source: Path) -> Iterator[tuple[str, Path]]:
+    kind = source.suffix.lower()
+    if containers.is_hub(source):
+        return containers.hub_images(source.as_posix())
     if source.is_dir():
-        return _folder_entries(source)
-    if source.suffix.lower() == ".csv":
+        return containers.folder_images(source)
+    if kind in (".tar", ".tgz", ".gz"):
+        return containers.tar_images(source)
+    if kind == ".parquet" and (column := embedded_column(source)) is not None:
+        return containers.parquet_images(source, column)
+    if kind in TABLES:
         folders = image_folders(source)
-        return [(name, locate(name, folders)) for name in read_table(source).image_names()]
-    return [(source.name, source)]
+        return ((name, containers.locate(name, folders)) for name in image_names(source))
+    return iter([(source.name, source)])
 
 
-def _folder_entries(folder: Path) -> list[tuple[str, Path]]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"folder {error.filename} cannot be listed ({error.strerror}). Grant access or name another.")
-
-    entries: list[tuple[str, Path]] = []
-    visited: set[str] = set()
-    kinds = (*SUFFIXES, *UNDECODED)
-    for parent, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(parent)
-        # A link may lead back up; hidden folders hold thumbnails and caches.
-        subfolders[:] = [] if real in visited else sorted(name for name in subfolders if not name.startswith("."))
-        paths = [] if real in visited else [Path(parent, name) for name in files if not name.startswith(".")]
-        visited.add(real)
-        entries += [(path.relative_to(folder).as_posix(), path) for path in paths if path.suffix.lower() in kinds]
-    if not entries:
-        raise DataError(f"{folder} holds no images; known kinds are {' '.join(SUFFIXES)}. Name another folder.")
-    return sorted(entries)
-
-
-def check_images(
-    named: Sequence[tuple[str, Path]], progress: Callable[[int, int], None] | None = None
-) -> tuple[list[ImageRecord], list[tuple[str, str]]]:
+def check_images(named: Sequence[tuple[str, Path]]) -> tuple[list[ImageRecord], list[tuple[str, str]]]:
     """Reads, hashes and decodes files once each, a few at a time.
 
     Args:
         named: (name, path) of every file.
-        progress: Called with (files done, files in all) after each file.
 
     Returns:
         The records of those that can be read, and (name, reason) of those that cannot; both in the order given.
     """
-    records: list[ImageRecord] = []
-    problems: list[tuple[str, str]] = []
+    results = [(name, result) for name, result, _ in _checked(named, Known(None))]
+    records = [result for _, result in results if isinstance(result, ImageRecord)]
+    return records, [(name, result) for name, result in results if isinstance(result, str)]
+
+
+def _checked(named: Iterable[tuple[str, Path]], known: Known) -> Iterator[tuple[str, ImageRecord | str, str]]:
+    """(name, record or what is wrong, stamp) of every file, in order; never more than a window of them in memory."""
+    waiting = iter(named)
     with ThreadPoolExecutor(max_workers=min(_WORKERS, os.cpu_count() or 1)) as pool:
-        for done, ((name, _), result) in enumerate(zip(named, pool.map(_check, named), strict=True), start=1):
-            if isinstance(result, ImageRecord):
-                records.append(result)
-            else:
-                problems.append((name, result))
-            if progress is not None:
-                progress(done, len(named))
-    return records, problems
+        while window := [(name, path, _stamp(path)) for name, path in islice(waiting, _WINDOW)]:
+            before = [known(*entry) if entry[2] else None for entry in window]
+            fresh = pool.map(_check, [entry for entry, record in zip(window, before, strict=True) if record is None])
+            for (name, _, stamp), record in zip(window, before, strict=True):
+                yield name, record or next(fresh), stamp
 
 
-def _check(entry: tuple[str, Path]) -> ImageRecord | str:
-    name, path = entry
+def _stamp(path: Path) -> str:
+    """What tells that a file has not changed; empty when that cannot be known."""
+    try:
+        return containers.stamp(path) if str(path).isprintable() else ""
+    except OSError:
+        return ""
+
+
+def _check(entry: tuple[str, Path, str]) -> ImageRecord | str:
+    name, path, _ = entry
     try:
         content = _content(path)
         image = _decode(content, path.suffix)
+        str(path).encode()
     except _Unreadable as reason:
         return str(reason)
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
     digest = hashlib.sha256(content).hexdigest()
-    return ImageRecord(path=path, name=name, sha256=digest, width=image.width, height=image.height)
+    size, reference = image.size, reference_of(name)
+    return ImageRecord(path=path, name=name, sha256=digest, width=size[0], height=size[1], reference=reference)
 
 
 def unreadable(problems: Sequence[tuple[str, str]], total: int, remedy: str) -> DataError:

@@ -1,41 +1,54 @@
-"""Human scores: read a CSV of images and MOS, with every image checked; find images that two sets share.
+"""Human scores: read a table of images and MOS, with every image checked; find images that two sets share.
 
 Evolution never imports this module's labels: what it may know of them is a function that returns numbers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evoprompt.catalogue import ImageRecord
+from evoprompt.containers import exists, locate
 from evoprompt.errors import DataError, listed
-from evoprompt.images import ImageRecord, check_images, unreadable
-from evoprompt.tables import Table, image_folders, locate, read_table
+from evoprompt.images import check_images, unreadable
+from evoprompt.naming import KNOWN, reference_key
+from evoprompt.readers import Reading, pick, scale_of, understand
+from evoprompt.splits import Split, read_split, split_file, torn
 
-SCORE_COLUMNS = ("mos", "gt_score", "dmos", "mos_quality")
-"""Accepted headers of the human score, in order of precedence; upper and lower case are the same."""
-
-STD_COLUMNS = ("std", "sd", "mos_std", "std_quality")
-"""Accepted headers of the ratings' standard deviation. Not "var": in some sets it holds variances, in KADID-10k not."""
+_REFERENCES = ("", "images", "reference_images", "src_imgs", "refimgs", "../Train_Ref", "Train_Ref")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """Images with human scores, row by row of a CSV.
+    """Images with human scores, row by row of a table.
 
     Attributes:
         records: The images, each decoded once.
         mos: (N,) float64, finite, any scale, always higher = better (negated when the file is lower = better).
-        std: (N,) float64, >= 0, standard deviation of the ratings as the file has it, or None. Its scale is the file's
-            and not always that of the scores (KonIQ: scores 1-100, deviations on 1-5).
-        path: The CSV.
+        std: (N,) float64, >= 0, standard deviation of the ratings on the scale of `mos`, or None.
+        path: The table.
         column: Header of the score column that was read.
         lower_better: Whether the file's scores were negated.
+        dataset: Name of the set: one of `naming.KNOWN`, or the file's stem.
+        range: Ends of the scale of `mos` where the set is known, or None.
+        groups: What each image was made from, its reference image or its text prompt, or None when unknown.
+        grouping: "reference", "text prompt", or "" without groups.
+        references: Path of each row's reference image where it is on disk, or None without references.
+        distortion: Type of distortion of each row, or None.
+        level: Strength of the distortion of each row, or None.
+        split: "train", "val" or "test" of each row (None where the file does not say), or None.
+        how: How the split was made: "official", "its own" (of a table that is not of a known set), the name of the
+            column that was asked for, "by reference", "by text prompt", "by content", or "" without one.
+        part: The part of the split that these rows are, or "" for all.
+        leaky: A sentence when this part shares reference images with other parts; "" when it does not.
+        notes: What people should know about how the file was understood.
     """
 
     records: tuple[ImageRecord, ...]
@@ -44,13 +57,25 @@ class Labels:
     path: Path
     column: str
     lower_better: bool = False
+    dataset: str = ""
+    range: tuple[float, float] | None = None
+    groups: tuple[str, ...] | None = None
+    grouping: str = ""
+    references: tuple[Path | None, ...] | None = None
+    distortion: tuple[str, ...] | None = None
+    level: tuple[float, ...] | None = None
+    split: tuple[str | None, ...] | None = None
+    how: str = ""
+    part: str = ""
+    leaky: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the CSV calls the images."""
+        """What the table calls the images."""
         return tuple(record.name for record in self.records)
 
     @property
@@ -63,91 +88,209 @@ class Labels:
         """Content hashes of the images."""
         return tuple(record.sha256 for record in self.records)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a prompt that is trained on these images remembers: their contents and reference images."""
+        return tuple(sorted({key for record in self.records for key in record.keys}))
+
+    def overlap(self, seen: Iterable[str]) -> list[int]:
+        """Rows whose content, or whose reference image, a prompt has seen.
+
+        Args:
+            seen: What the prompt remembers, see `keys`; it is gone through once and may be long.
+
+        Returns:
+            Rows, ascending.
+        """
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, record in enumerate(self.records):
+            for key in record.keys:
+                rows[key].append(row)
+        return sorted({row for key in seen if key in rows for row in rows[key]})
+
+    def take(self, rows: Sequence[int]) -> Labels:
+        """Some of the rows, counted from 0, in the order given."""
+        columns = ("records", "groups", "references", "distortion", "level", "split")
+        kept: dict[str, Any] = {key: pick(getattr(self, key), rows) for key in columns}
+        std = None if self.std is None else self.std[list(rows)]
+        return replace(self, **kept, mos=self.mos[list(rows)], std=std)
+
     def without(self, rows: Collection[int]) -> Labels:
         """The labels less some rows, counted from 0; for example those that `overlap` found."""
-        kept = [row for row in range(len(self)) if row not in set(rows)]
-        std = None if self.std is None else self.std[kept]
-        return replace(self, records=tuple(self.records[row] for row in kept), mos=self.mos[kept], std=std)
+        left_out = set(rows)
+        return self.take([row for row in range(len(self)) if row not in left_out])
+
+    def of_part(self, part: str) -> Labels:
+        """The rows of one part of the split; `leaky` then says whether that part is a fair test.
+
+        Raises:
+            DataError: There is no split, or no row in this part.
+        """
+        rows = [row for row, where in enumerate(self.split or ()) if where == part]
+        if not rows:
+            there = sorted({where for where in self.split or () if where})
+            found = f"has the parts {', '.join(there)}" if there else "has no split"
+            raise DataError(
+                f"{self.path} {found}, not '{part}'. Name a part that is there, or make a split with "
+                f"'evoprompt data split {self.path}'."
+            )
+        leaky = torn(self.groups, self.grouping, self.split or (), part)
+        return replace(self.take(rows), part=part, leaky=leaky)
+
+    def describe(self) -> str:
+        """One line for the head of a table: set, part and how it was split, number, direction and range, leaks."""
+        part = f", {self.part} part ({self.how} split)" if self.part else ""
+        ends = "" if self.range is None else f" from {self.range[0]:g} to {self.range[1]:g}"
+        turned = ", negated" if self.lower_better else ""
+        leaky = f"; {self.leaky}" if self.leaky else ""
+        return f"{self.dataset}{part}: {len(self)} images, scores{ends}{turned}, higher is better{leaky}"
 
 
-def read_labels(path: Path, *, images: Path | None = None, lower_better: bool = False) -> Labels:
+def read_labels(
+    path: Path, *, images: Path | None = None, lower_better: bool = False, column: str | None = None
+) -> Labels:
     """Reads human scores and checks every image they name.
 
     The direction of the scale is never guessed from a header: "dmos" is higher = better in some sets, lower in others.
+    It is known of sets that are recognised, see `naming.KNOWN`.
 
     Args:
-        path: CSV with a header, an image column (`tables.IMAGE_COLUMNS`), a score column (`SCORE_COLUMNS`) and
-            optionally a deviation column (`STD_COLUMNS`); other columns are not looked at.
-        images: Folder of the images; without it they are looked for beside the CSV and in `images/` there.
+        path: A table, or the folder of a set as distributed; see `readers`. ``PATH#PART`` is one part of its split
+            (``koniq.csv#test``): that of the split file beside it, else that of the table itself.
+            ``PATH#PART@WHERE`` takes the split from another column or from another split file.
+        images: Folder of the images; without it they are looked for where the set has them, else beside the table and
+            in ``images/`` there.
         lower_better: The scores are better when lower; they are negated.
+        column: Header of the score, instead of the one that is usually meant.
 
     Raises:
         DataError: A column is missing; cells are not finite numbers; an image is named twice; images are missing or
-            cannot be read. All problems of a kind at once, with line numbers.
+            cannot be read; the set is known to be higher = better and `lower_better` is given. All problems of a kind
+            at once, with line numbers.
     """
-    table = read_table(path)
-    names = table.image_names()
-    _refuse_repeats(table, names)
-    column = table.require(SCORE_COLUMNS, "the human score")
-    mos, std = _numbers(table, column), None
-    if (std_column := table.find(STD_COLUMNS)) is not None:
-        std = _numbers(table, std_column, at_least=0.0)
-    folders = image_folders(path, images)
-    records = _check(path, [(name, locate(name, folders)) for name in names], folders)
+    file, part, where = _selected(path)
+    is_column = bool(where) and not Path(where).is_file()
+    reading = understand(file, column=column, split_column=where if is_column else None)
+    _refuse_repeats(reading)
+    records, notes = _records(reading, images)
+    labels = _labels(reading, records, notes, lower_better)
+    if is_column:
+        labels = replace(labels, how=where)
+    chosen = split_file(reading.path) if not where else Path(where)
+    if part and not is_column and (where or chosen.is_file()):
+        labels = with_split(labels, read_split(chosen, labels.sha256))
+    return labels.of_part(part) if part else labels
+
+
+def with_split(labels: Labels, split: Split) -> Labels:
+    """The labels under another split."""
+    return replace(labels, split=tuple(split.parts[sha] for sha in labels.sha256), how=split.how)
+
+
+def _selected(path: Path) -> tuple[Path, str, str]:
+    """File, part and where its split is, of ``PATH#PART@WHERE``; a file that is really called so is taken as it is."""
+    if path.exists() or "#" not in str(path):
+        return path, "", ""
+    file, _, rest = str(path).rpartition("#")
+    part, _, where = rest.partition("@")
+    return Path(file), part, where
+
+
+def _labels(reading: Reading, records: tuple[ImageRecord, ...], notes: tuple[str, ...], lower_better: bool) -> Labels:
+    if lower_better and reading.lower_better is False:
+        raise DataError(
+            f"{reading.path} is {reading.dataset}, whose scores are better when higher. Leave --lower-better out, or "
+            "give the file another form if its scores were turned round."
+        )
+    negated = lower_better or bool(reading.lower_better)
+    scale = scale_of(reading.mos, KNOWN[reading.dataset].ranges) if reading.dataset in KNOWN else None
     return Labels(
         records=records,
-        mos=-mos if lower_better else mos,
-        std=std,
-        path=path,
-        column=table.columns[column],
-        lower_better=lower_better,
+        mos=-reading.mos if negated else reading.mos,
+        std=reading.std,
+        path=reading.path,
+        column=reading.column,
+        lower_better=negated,
+        dataset=reading.dataset,
+        range=(-scale[1], -scale[0]) if scale and negated else scale,
+        groups=reading.groups,
+        grouping=reading.grouping,
+        references=_references(reading),
+        distortion=reading.distortion,
+        level=reading.level,
+        split=reading.split,
+        how="" if reading.split is None else "official" if reading.dataset in KNOWN else "its own",
+        notes=(*reading.notes, *notes),
     )
 
 
-def _refuse_repeats(table: Table, names: Sequence[str]) -> None:
-    first: dict[str, int] = {}
+def _references(reading: Reading) -> tuple[Path | None, ...] | None:
+    """Paths of the reference images that are on disk, or None when the set has no references."""
+    if reading.grouping != "reference" or reading.groups is None:
+        return None
+    beside = reading.path if reading.path.is_dir() else reading.path.parent
+    folders = [beside / folder for folder in _REFERENCES]
+
+    def find(name: str) -> Path | None:
+        # What file names tell of references is in lower case; the files themselves may be in upper case.
+        names = [case + end for case in (name, name.upper()) for end in ("", ".png", ".bmp", ".BMP", ".jpg")]
+        return next((file for folder in folders for n in names if (file := folder / n).is_file()), None)
+
+    found = {name: find(name) for name in set(reading.groups)}
+    return tuple(found[name] for name in reading.groups)
+
+
+def _refuse_repeats(reading: Reading) -> None:
+    first: dict[str, str] = {}
     repeats = []
-    for name, line in zip(names, table.lines, strict=True):
-        if first.setdefault(name, line) != line:
-            repeats.append(f"{name} (lines {first[name]} and {line})")
+    for name, place in zip(reading.names, reading.places, strict=True):
+        if first.setdefault(name, place) != place:
+            kind = place.split()[0]
+            repeats.append(f"{name} ({kind}s {first[name].split()[-1]} and {place.split()[-1]})")
     if repeats:
         raise DataError(
-            f"{table.path} has {len(repeats)} rows for images it already named: {listed(repeats)}. "
+            f"{reading.path} has {len(repeats)} rows for images it already named: {listed(repeats)}. "
             "Keep one row per image, its mean score."
         )
 
 
-def _numbers(table: Table, column: int, at_least: float = -math.inf) -> NDArray[np.float64]:
-    values, problems = [], []
-    for row, line in zip(table.rows, table.lines, strict=True):
-        try:
-            value = float(row[column])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < at_least:
-            problems.append(f"line {line} '{row[column]}'")
-        values.append(value)
-    if problems:
-        accepted = "finite numbers" if at_least == -math.inf else f"finite numbers of at least {at_least:g}"
-        raise DataError(
-            f"{table.path} column '{table.columns[column]}' has {len(problems)} unusable values: {listed(problems)}; "
-            f"accepted are {accepted}. Correct or remove these rows."
-        )
-    return np.array(values, dtype=np.float64)
-
-
-def _check(path: Path, named: Sequence[tuple[str, Path]], folders: Sequence[Path]) -> tuple[ImageRecord, ...]:
-    missing = [name for name, image in named if not image.is_file()]
+def _records(reading: Reading, images: Path | None) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
+    """The images, checked, and what to say about where they were found."""
+    named, missing, folders, notes = find_named(reading, images)
     if missing:
         looked = " and ".join(str(folder) for folder in folders)
         raise DataError(
-            f"{path} names {len(missing)} of {len(named)} images that are not there: {listed(missing)}; "
+            f"{reading.path} names {len(missing)} of {len(named)} images that are not there: {listed(missing)}; "
             f"looked in {looked}. Put them there, or remove their rows."
         )
     records, problems = check_images(named)
     if problems:
-        raise unreadable(problems, len(named), f"Replace them, or remove their rows from {path}.")
-    return tuple(records)
+        raise unreadable(problems, len(named), f"Replace them, or remove their rows from {reading.path}.")
+    if reading.grouping == "reference" and reading.groups is not None:
+        keys = [reference_key(reading.dataset, group) for group in reading.groups]
+        records = [replace(record, reference=key) for record, key in zip(records, keys, strict=True)]
+    return tuple(records), notes
+
+
+def find_named(
+    reading: Reading, images: Path | None
+) -> tuple[list[tuple[str, Path]], list[str], tuple[Path, ...], tuple[str, ...]]:
+    """Where the images of a table lie.
+
+    Returns:
+        (name, path) of every image; the names of those that are not there; the folders that were searched; notes.
+    """
+    folders = (images,) if images is not None else reading.folders
+    named = [(name, locate(name, folders)) for name in reading.names]
+    missing = [name for name, path in named if not exists(path)]
+    if not missing:
+        return named, [], folders, ()
+    # Some sets write names in another case than their files have.
+    files = {file.name.lower(): file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+    again = {name: files[name.lower()] for name in missing if name.lower() in files}
+    named = [(name, again.get(name, path)) for name, path in named]
+    note = f"{len(again)} images were found under names in another case" if again else ""
+    return named, [name for name in missing if name not in again], folders, (note,) if note else ()
 
 
 def overlap(of: Sequence[str], among: Collection[str]) -> list[int]:
@@ -164,24 +307,25 @@ def overlap(of: Sequence[str], among: Collection[str]) -> list[int]:
     return [position for position, digest in enumerate(of) if digest in known]
 
 
-def without_seen(labels: Labels, seen: Collection[str], what: str) -> tuple[Labels, int]:
-    """Labels to measure on, given the images that a prompt was evolved on.
+def without_seen(labels: Labels, seen: Iterable[str], what: str) -> tuple[Labels, int]:
+    """Labels to measure on, given what a prompt has seen.
 
     Args:
         labels: the evaluation set.
-        seen: hashes of the images seen while evolving.
+        seen: content hashes of the images seen, and keys of the reference images whose copies were seen.
         what: ``stop`` (overlap is an error), ``exclude`` (drop it) or ``keep`` (measure on it all the same).
 
     Returns:
-        The labels, and how many of their images were seen.
+        The labels, and how many of their images overlap with what was seen.
 
     Raises:
         DataError: when images overlap and ``what`` is ``stop``.
     """
-    both = overlap(labels.sha256, seen)
+    both = labels.overlap(seen)
     if both and what == "stop":
         raise DataError(
-            f"{len(both)} of the {len(labels)} evaluation images were also used to evolve (same content). Results on "
-            "them would not be a test. Use --seen exclude to drop them, or --seen keep to measure on them."
+            f"{len(both)} of the {len(labels)} evaluation images were also used to evolve (same content, or copies of "
+            "the same reference image). Results on them would not be a test. Use --seen exclude to drop them, or "
+            "--seen keep to measure on them."
         )
     return (labels.without(both) if what == "exclude" else labels), len(both)

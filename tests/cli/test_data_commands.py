@@ -1,0 +1,149 @@
+"""`data check` and `data split`, as people type them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from tiny_sets import agiqa, csiq, kadid, koniq, pictures, write
+
+from evoprompt.cli import main
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["data", *(str(a) for a in arguments)])
+
+
+def lines(result: Result) -> dict[str, str]:
+    return {line[:12].strip(): line[12:] for line in result.stdout.splitlines()}
+
+
+@pytest.mark.parametrize("command", ["check", "split"])
+def test_every_command_has_help_and_at_most_sixteen_options(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0 and result.stdout.count("  -") <= 16
+
+
+def test_check_says_what_is_understood_of_a_set(tmp_path: Path) -> None:
+    koniq(tmp_path)
+    result = run("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    said = lines(result)
+    assert said["set"].startswith("KonIQ-10k (recognised), from ")
+    assert said["scores"] == (
+        "3 from column c1..c5: 1 to 3.82857 on a scale from 1 to 5; higher is better (known of this set); "
+        "deviations 0 to 0.707107"
+    )
+    assert said["split"].startswith("that of the table: test 1, train 1, val 1; use one as ")
+    assert said["images"] == "3 named, 3 readable, 0 with the content of another"
+    assert said["pixels"] == "6 to 6 wide, 5 to 5 high"
+
+
+def test_check_names_groups_and_a_leaky_split(tmp_path: Path) -> None:
+    kadid(tmp_path)
+    assert lines(run("check", tmp_path))["groups"] == "2 references; 2 types of distortion, levels 1 to 3"
+    agiqa(tmp_path / "generated")
+    assert lines(run("check", tmp_path / "generated"))["groups"] == "2 text prompts"
+    names = [f"I01_01_0{k}.png" for k in (1, 2, 3)]
+    pictures(tmp_path / "own", names)
+    rows = "".join(
+        f"{name},{4 - k},{part}\n" for k, (name, part) in enumerate(zip(names, ("train", "val", "test"), strict=True))
+    )
+    said = lines(run("check", write(tmp_path / "own" / "x.csv", "image,mos,split\n" + rows)))
+    assert "leaky: 1 of its 1 reference images are in other parts, too" in said["split"]
+
+
+def test_check_lists_everything_that_cannot_be_used_and_exits_with_three(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a b.png", "ü.png"])
+    (tmp_path / "copy.png").write_bytes((tmp_path / "ü.png").read_bytes())
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "half.png").write_bytes((tmp_path / "ü.png").read_bytes()[:50])
+    text = "image,dmos\n" + "".join(
+        f"{name},{k}\n"
+        for k, name in enumerate(["a b.png", "ü.png", "copy.png", "empty.png", "half.png", "gone.png", "ü.png"])
+    )
+    result = run("check", write(tmp_path / "x.csv", text))
+    assert result.exit_code == 3
+    said = lines(result)
+    assert said["images"] == "7 named, 4 readable, 2 with the content of another"
+    assert said["missing"].startswith("1: gone.png; looked in ")
+    assert said["unreadable"] == "2: empty.png (0 bytes); half.png (truncated)"
+    assert said["repeated"] == "1: ü.png (2 rows)"
+    assert "higher is better is assumed (add --lower-better if not)" in said["scores"]
+
+
+def test_check_of_images_without_scores(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.png", "deep/b.png"])
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "bad.jpg").write_text("no image")
+    result = run("check", tmp_path)
+    assert result.exit_code == 3
+    assert lines(result)["images"] == "4 found, 2 distinct, 1 duplicates (same content)"
+    assert lines(result)["unreadable"] == "1: bad.jpg (not recognised as an image)"
+    facts = json.loads(run("check", tmp_path, "--json").stdout)
+    assert (facts["distinct"], facts["duplicates"]) == (2, 1) and len(facts["fingerprint"]) == 12
+
+
+def test_a_table_may_be_looked_at_without_its_scores(tmp_path: Path) -> None:
+    csiq(tmp_path)
+    assert lines(run("check", tmp_path, "--unlabeled"))["images"].startswith("14 found")
+    facts = json.loads(run("check", tmp_path, "--json").stdout)
+    assert (facts["dataset"], facts["better"], facts["direction_from"]) == ("CSIQ", "lower", "the set")
+
+
+def test_wrong_columns_and_foreign_files_are_one_sentence(tmp_path: Path) -> None:
+    result = run("check", write(tmp_path / "x.csv", "photo,score\na.png,1\n"))
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("Error: ") and "has no column 'image'" in result.stderr
+    (tmp_path / "x.pkl").touch()
+    assert run("check", tmp_path / "x.pkl").exit_code == 2
+    assert run("check", tmp_path / "gone").exit_code == 2
+
+
+def test_split_writes_a_file_and_uses_it_again(tmp_path: Path) -> None:
+    kadid(tmp_path)
+    first = run("split", tmp_path, "--val", 0, "--test", 0.5)
+    assert first.exit_code == 0, first.output
+    said = lines(first)
+    assert said["split"] == f"by reference, written: {tmp_path / 'dmos.csv.split.json'}"
+    assert (said["train"], said["test"]) == ("6 images, 1 references", "6 images, 1 references")
+    before = (tmp_path / "dmos.csv.split.json").read_bytes()
+    again = run("split", tmp_path)
+    assert lines(again)["split"].startswith("by reference, used again") and again.exit_code == 0
+    assert (tmp_path / "dmos.csv.split.json").read_bytes() == before
+    other = run("split", tmp_path, "--seed", 1)
+    assert other.exit_code == 2 and "is there with seed 0" in other.stderr
+    assert lines(run("check", tmp_path))["split"].startswith("by reference, seed 0, in ")
+
+
+def test_an_official_split_is_kept_unless_another_is_wanted(tmp_path: Path) -> None:
+    koniq(tmp_path)
+    assert lines(run("split", tmp_path))["split"].startswith("official, from the table; nothing is written")
+    own = run("split", tmp_path, "--own", "-o", tmp_path / "mine.json", "--val", 0, "--test", 0.4)
+    assert lines(own)["split"] == f"by content, written: {tmp_path / 'mine.json'}"
+    assert f"#test@{tmp_path / 'mine.json'}" in lines(own)["next"]
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path: Path) -> None:
+    koniq(tmp_path)
+    result = run("split", tmp_path, "--val", 0.5, "--test", 0.5)
+    assert result.exit_code == 2 and "leave nothing to train on" in result.stderr
+
+
+def test_a_part_is_named_wherever_scores_are(tmp_path: Path) -> None:
+    koniq(tmp_path)
+    result = CliRunner().invoke(
+        main, ["evaluate", "--eval-mos", f"{tmp_path}/koniq10k_distributions_sets.csv#val", "--device", "cpu"]
+    )
+    assert result.exit_code == 2 and "1 labelled image" in result.stderr
+
+
+def test_a_very_large_and_a_tiny_image_are_told(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 700)).save(tmp_path / "wide.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    result = run("check", tmp_path)
+    assert lines(result)["unreadable"] == "1: wide.png (20000 x 700 pixels, edges may have 16384)"
+    assert lines(result)["pixels"] == "1 to 1 wide, 1 to 1 high"
