@@ -12,7 +12,7 @@ import numpy as np
 from evoprompt.config import GateConfig, LadderConfig, PairsConfig, Recipe, VoteConfig
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.ladder import Chain, Pool, plan_chains
+from evoprompt.ladder import Chain, Pool, plan_chains, strengths
 from evoprompt.runs import LADDER, PAIRS, SPLIT, VOTES, stream
 from evoprompt.scoring import level_probabilities
 from evoprompt.stats import agreement_gain, binomial_above_chance, circular_triads
@@ -95,6 +95,25 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """How surely one strength of one degradation is told from the strength before it; strength 0 is the image itself.
+
+    Attributes:
+        kind: of degradation.
+        strength: the stronger of the two, above 0 and at most 5.
+        images: how many images were compared with themselves so.
+        votes: share of them whose votes prefer the weaker strength; a tie counts half.
+        ratings: share of them that are rated higher at the weaker strength; a tie counts half.
+    """
+
+    kind: str
+    strength: float
+    images: int
+    votes: float
+    ratings: float
+
+
+@dataclass(frozen=True)
 class Reading:
     """What one look through the panel gave: the measures, and what the gate needs of the single answers."""
 
@@ -102,6 +121,7 @@ class Reading:
     scores: dict[int, float]
     labels: list[PseudoLabel]
     votes: list[Vote]
+    ladder: tuple[Rung, ...] = ()
 
     def agreements(self, labels: Sequence[PseudoLabel]) -> np.ndarray:
         """Whether these scores order each pair as its pseudo-label does: 1, 0, or 0.5 for a tie, (P,)."""
@@ -110,11 +130,34 @@ class Reading:
         return np.asarray((np.sign(gap) * sign + 1) / 2)
 
 
-def split_images(n_images: int, heldout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which images train and which are held out for the gate; sorted indices. At least two on either side."""
-    order = stream(seed, 0, SPLIT).permutation(n_images)
-    n = min(max(2, round(heldout * n_images)), n_images - 2)
-    return np.sort(order[n:]), np.sort(order[:n])
+def split_images(images: ImageSet, heldout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images train and which are held out for the gate.
+
+    Distorted copies of one reference image stay together, so that what is held out shows nothing of what is trained on;
+    where that leaves fewer than two on a side, they are split all the same.
+
+    Args:
+        images: at least four.
+        heldout: share to hold out.
+        seed: of the run.
+
+    Returns:
+        Sorted indices of either side, at least two each.
+    """
+    order = stream(seed, 0, SPLIT).permutation(len(images))
+    wanted = min(max(2, round(heldout * len(images))), len(images) - 2)
+    references = [record.reference for record in images.records]
+    out = order[:wanted]
+    if any(references):
+        groups: dict[str, list[int]] = {}
+        for index in order:
+            groups.setdefault(references[index] or f"image {index}", []).append(int(index))
+        together: list[int] = []
+        for group in groups.values():
+            if len(together) < wanted and len(together) + len(group) <= len(images) - 2:
+                together += group
+        out = np.array(together) if len(together) >= 2 else out
+    return np.setdiff1d(order, out), np.sort(out)
 
 
 def plan_panel(pool: Pool, heldout: np.ndarray, pairs: PairsConfig, ladder: LadderConfig, seed: int) -> Panel:
@@ -169,10 +212,11 @@ def read_panel(
 
     sources = sources_of(vote)
     labels = count_votes(votes, vote, sources)
+    voted, rated = _ladder_right(ladder_votes, vote, sources), _rated_right(by_key, steps)
     health = Health(
-        ladder_vote_accuracy=_ladder_accuracy(ladder_votes, vote, sources),
-        ladder_rate_accuracy=_rating_accuracy(by_key, steps),
-        ladder_compare_accuracy=_ladder_accuracy(ladder_votes, vote, ("compare",)),
+        ladder_vote_accuracy=float(voted.mean()),
+        ladder_rate_accuracy=float(rated.mean()),
+        ladder_compare_accuracy=float(_ladder_right(ladder_votes, vote, ("compare",)).mean()),
         ladder_steps=len(steps),
         vote_share=float(np.mean([label.confidence for label in labels])),
         **dict(zip(("position_bias", "swap_consistency"), position_bias(votes), strict=True)),
@@ -182,11 +226,11 @@ def read_panel(
         agree_rate=_agreement(by_key, count_votes(votes, vote, ("rate",))),
         **_spread(np.array([by_key[int(i)] for i in panel.images])),
     )
-    return Reading(health, by_key, labels, votes)
+    return Reading(health, by_key, labels, votes, _rungs(panel.chains, voted, rated))
 
 
-def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callable[[int], Update]) -> Health:
-    """Health of a judge on a set of images, all of them held out.
+def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callable[[int], Update]) -> Reading:
+    """Read a panel of which all images are held out: the health of a judge on a set of images.
 
     Args:
         judge: with the prompt to be measured attached, if any.
@@ -198,12 +242,26 @@ def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callab
     pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed)
     panel = plan_panel(pool, np.arange(len(images)), recipe.pairs, recipe.ladder, recipe.seed)
     block = max(1, recipe.eval.batch_size // views)
-    return read_panel(judge, pool, panel, recipe.vote, block, (recipe.seed, 0), progress(work(panel))).health
+    return read_panel(judge, pool, panel, recipe.vote, block, (recipe.seed, 0), progress(work(panel)))
 
 
 def work(panel: Panel) -> int:
     """Steps of ``read_panel`` that progress counts."""
     return len(panel.keys) + sum(len(p) for _, p in chunks(panel.groups)) + sum(len(c.keys) - 1 for c in panel.chains)
+
+
+def ladder_lines(ladder: Sequence[Rung]) -> list[str]:
+    """The ladder as lines of text: one kind a line, votes and ratings at each strength."""
+    levels = sorted({rung.strength for rung in ladder})
+    cells = {(rung.kind, rung.strength): f"{rung.votes:.2f}/{rung.ratings:.2f}" for rung in ladder}
+    images = {rung.kind: rung.images for rung in ladder}
+    head = f"{'ladder, strength':<20}{'images':>7}" + "".join(f"{level:>12g}" for level in levels)
+    lines = [
+        f"{kind:<20}{number:>7}" + "".join(f"{cells.get((kind, level), ''):>12}" for level in levels)
+        for kind, number in images.items()
+    ]
+    note = "share of images told from the strength before by votes/ratings; worry when a kind stays near 0.50 or below"
+    return [head, *lines, note]
 
 
 def above_chance(health: Health) -> tuple[bool, float]:
@@ -276,14 +334,27 @@ def _lost_consistency(before: Health, after: Health) -> float:
     return max(0.0, *(fall for fall in falls if not math.isnan(fall)))
 
 
-def _ladder_accuracy(votes: list[Vote], config: VoteConfig, sources: Sequence[str]) -> float:
+def _ladder_right(votes: list[Vote], config: VoteConfig, sources: Sequence[str]) -> np.ndarray:
+    """Whether the votes on each step prefer the better image: 1, 0, or 0.5 for a tie."""
     shares = [label.share for label in count_votes(votes, config, sources)]
-    return float(np.mean((np.sign(np.array(shares) - 0.5) + 1) / 2))
+    return np.asarray((np.sign(np.array(shares) - 0.5) + 1) / 2)
 
 
-def _rating_accuracy(scores: dict[int, float], pairs: np.ndarray) -> float:
+def _rated_right(scores: dict[int, float], pairs: np.ndarray) -> np.ndarray:
     gap = [scores[int(better)] - scores[int(worse)] for better, worse in pairs]
-    return float(np.mean((np.sign(gap) + 1) / 2))
+    return np.asarray((np.sign(gap) + 1) / 2)
+
+
+def _rungs(chains: Sequence[Chain], voted: np.ndarray, rated: np.ndarray) -> tuple[Rung, ...]:
+    """The steps of all chains, in their order, gathered by kind and strength."""
+    names = [(chain.kind, strength) for chain in chains for strength in strengths(len(chain.keys) - 1)]
+    places: dict[tuple[str, float], list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return tuple(
+        Rung(kind, strength, len(at), float(voted[at].mean()), float(rated[at].mean()))
+        for (kind, strength), at in sorted(places.items())
+    )
 
 
 def _agreement(scores: dict[int, float], labels: list[PseudoLabel]) -> float:

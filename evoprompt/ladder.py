@@ -17,6 +17,12 @@ from evoprompt.runs import LADDER, stream
 MAX_EDGE = 1024
 
 
+def strengths(levels: int) -> list[float]:
+    """Strengths of a chain, evenly spaced from 1 to 5; a single one is 3."""
+    evenly: list[float] = np.linspace(1, 5, levels).tolist()
+    return evenly if levels > 1 else [3.0]
+
+
 @dataclass(frozen=True)
 class Chain:
     """One image under one kind of degradation: keys from best to worst."""
@@ -65,8 +71,8 @@ class Pool:
 
     def chain(self, image: int, kind: str, levels: int) -> Chain:
         """An image and ``levels`` strengths of it, evenly spaced from 1 to 5; the image itself is not degraded."""
-        strengths = [0.0, *np.linspace(1, 5, levels).tolist()] if levels > 1 else [0.0, 3.0]
-        return Chain(image, kind, tuple(self.degraded(image, kind if s else "none", s) for s in strengths))
+        steps = [0.0, *strengths(levels)]
+        return Chain(image, kind, tuple(self.degraded(image, kind if s else "none", s) for s in steps))
 
     def name(self, key: int) -> str:
         """What to call an image in tables: its name, and what was done to it."""

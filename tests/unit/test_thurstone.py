@@ -1,10 +1,12 @@
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.special import log_ndtr
-from scipy.stats import norm
+from scipy.stats import norm, spearmanr
 
 from evoprompt.thurstone import fidelity_loss, level_moments, prefer_probability, prefer_z, scale_from_pairs
 
@@ -140,6 +142,36 @@ def test_scale_values_recover_an_order_have_mean_zero_and_leave_unseen_images_at
 def test_scale_values_do_not_depend_on_which_image_comes_first():
     pairs, wins = np.array([[0, 1], [1, 2], [0, 2]]), np.array([0.9, 0.6, 0.3])
     assert scale_from_pairs(pairs, wins, 3) == pytest.approx(scale_from_pairs(pairs[:, ::-1], 1 - wins, 3), abs=1e-6)
+
+
+def test_scale_values_equal_those_of_a_reference_solver_with_the_published_constraint():
+    """Maximise sum C_ij log Phi(s_i - s_j) - |s|^2 / 2 with sum s = 0, by SLSQP from another start."""
+    rng = np.random.default_rng(5)
+    n, counts = 9, np.zeros((9, 9))
+    pairs = rng.integers(0, n, (60, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    wins = rng.choice([0.0, 0.5, 1.0, 0.3], len(pairs))  # ties and undecided answers among them
+    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), wins)
+    np.add.at(counts, (pairs[:, 1], pairs[:, 0]), 1 - wins)
+
+    def lost(s):
+        return -(counts * norm.logcdf(s[:, None] - s[None, :])).sum() + s @ s / 2
+
+    zero_sum = {"type": "eq", "fun": np.sum}
+    start = rng.normal(size=n)
+    found = minimize(lost, start, method="SLSQP", constraints=zero_sum, options={"ftol": 1e-14, "maxiter": 500})
+    assert found.success
+    assert scale_from_pairs(pairs, wins, n) == pytest.approx(found.x, abs=1e-4)
+
+
+def test_scale_values_of_a_thousand_images_take_no_time():
+    rng = np.random.default_rng(0)
+    truth, pairs = rng.normal(size=1000), rng.integers(0, 1000, (10_000, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    started = time.process_time()
+    scale = scale_from_pairs(pairs, truth[pairs[:, 0]] > truth[pairs[:, 1]], 1000)
+    assert time.process_time() - started < 3
+    assert spearmanr(scale, truth).statistic > 0.95
 
 
 @pytest.mark.parametrize(
