@@ -1,4 +1,4 @@
-"""Inline SVG charts for the report: no script, nothing fetched, colours from the page's style sheet."""
+"""Inline SVG charts for pages: no script, nothing fetched, colours from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -195,6 +195,48 @@ def histogram(stacks: Sequence[tuple[str, Sequence[int]]], edges: Sequence[float
     return _svg(parts, f"{y_label} over {x_label}: {', '.join(name for name, _ in stacks)}")
 
 
+def interval_chart(
+    names: Sequence[str], panels: Sequence[tuple[str, Sequence[tuple[float, float, float]]]], x_label: str
+) -> str:
+    """Values with intervals, one row a name, one panel a series; all panels share the rows and the scale.
+
+    Args:
+        names: Of the rows, from the top.
+        panels: Title, and value, low and high of every row; a value that is NaN leaves its row empty, bounds that are
+            NaN leave the interval out.
+        x_label: Under every panel.
+
+    Returns:
+        An ``<svg>`` element as wide as the page, a line marking 0 where it is in range.
+    """
+    label, row, top = 150, 22, 24
+    bottom = top + row * len(names)
+    finite = [v for _, values in panels for triple in values for v in triple if math.isfinite(v)] or [0.0, 1.0]
+    low, high = _range(finite, 0.1)
+    room = (WIDE - label - _RIGHT) / max(1, len(panels))
+    parts = [
+        _tag("text", name, x=label - 12, y=top + row * k + row / 2 + 4, class_="tick end")
+        for k, name in enumerate(names)
+    ]
+    for number, (title, values) in enumerate(panels):
+        left, right = label + number * room, label + (number + 1) * room - 18
+        parts.append(_tag("text", title, x=(left + right) / 2, y=14, class_="label middle"))
+        ticks = _ticks(low, high)
+        for tick, text in zip(ticks, _labels(ticks), strict=True):
+            x = round(left + (tick - low) / (high - low) * (right - left), 1)
+            parts.append(_tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="rule" if tick else "axis"))
+            parts.append(_tag("text", text, x=x, y=bottom + 16, class_="tick middle"))
+        parts.append(_tag("text", x_label, x=(left + right) / 2, y=bottom + 34, class_="label middle"))
+        for k, triple in enumerate(values):
+            y = top + row * k + row / 2
+            at = [round(left + (v - low) / (high - low) * (right - left), 1) if math.isfinite(v) else v for v in triple]
+            if all(map(math.isfinite, at)):
+                parts.append(_tag("line", x1=at[1], x2=at[2], y1=y, y2=y, class_="line whisker c0"))
+            if math.isfinite(at[0]):
+                parts.append(_dot(at[0], y, 0))
+    return _svg(parts, f"{x_label}: {', '.join(title for title, _ in panels)}", WIDE, bottom + 42)
+
+
 def line_legend(lines: Sequence[Line], *, dots: bool = True) -> str:
     """Keys to the series of a line chart, and to rejected points when there are any."""
     keys = []
@@ -316,9 +358,9 @@ def _points(places: Sequence[tuple[float, float]], frame: _Frame) -> str:
     return " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in places)
 
 
-def _svg(parts: Sequence[str], summary: str, width: int = WIDTH) -> str:
+def _svg(parts: Sequence[str], summary: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     title = _tag("title", summary)
-    return f'<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img">{title}{"".join(parts)}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{title}{"".join(parts)}</svg>'
 
 
 def _tag(name: str, content: str = "", **attributes: Any) -> str:

@@ -8,10 +8,14 @@ from typing import Any
 import click
 
 from evoprompt import __version__
+from evoprompt.compare_commands import aggregate, compare, continual, evaluate
+from evoprompt.data_commands import data
 from evoprompt.errors import EvopromptError
 from evoprompt.options import INTERRUPTED, fail
-from evoprompt.run_commands import evolve, report, resume
-from evoprompt.score_commands import evaluate, score
+from evoprompt.prompt_commands import prompt
+from evoprompt.run_commands import evolve, report, resume, train
+from evoprompt.score_commands import score
+from evoprompt.study_commands import study
 from evoprompt.tool_commands import doctor, judge, recipes
 
 ISSUES = "This is a bug in evoprompt. Run 'evoprompt doctor' and open an issue with its output and the lines above."
@@ -44,5 +48,21 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for _command in (evolve, resume, score, evaluate, judge, report, recipes, doctor):
+for _command in (
+    evolve,
+    train,
+    resume,
+    score,
+    evaluate,
+    compare,
+    aggregate,
+    continual,
+    prompt,
+    study,
+    data,
+    judge,
+    report,
+    recipes,
+    doctor,
+):
     main.add_command(_command)

@@ -69,7 +69,7 @@ MEASURES: dict[str, Measure] = {
         "how many steps these three shares are of", "below 50: the shares are rough", _below("ladder_steps", 50)
     ),
     "vote_share": Measure(
-        "mean share of the votes for the winner of a held-out pair, 0.5 to 1",
+        "mean share of the votes for the winner of a held-out pair, 0.5 to 1; the vote margin is 2 share - 1",
         "below 0.55: the votes are undecided",
         _below("vote_share", 0.55),
     ),
@@ -152,6 +152,11 @@ class RunFiles:
         return parquet.read_table(file).to_pylist() if file.is_file() else []
 
     @property
+    def supervised(self) -> bool:
+        """Whether human scores alone were trained on, and held-out ones decided what was accepted."""
+        return self.record.get("kind") == "train"
+
+    @property
     def heldout(self) -> int:
         """How many images only the gate sees."""
         return sum(row["role"] == "heldout" for row in self.images)
@@ -187,6 +192,16 @@ def worries(now: Numbers, start: Numbers) -> list[str]:
     return [name for name, measure in MEASURES.items() if name in now and measure.worrying(now, start)]
 
 
+def health_lines(now: Numbers) -> list[str]:
+    """The measures of one look as lines of text: value, a mark where it is in its range of worry, and that range."""
+    named = worries(now, now)
+    values = {name: f"{now[name]:.4g}" if name in now else "none" for name in MEASURES}
+    return [
+        f"{name:<25}{values[name]:>9} {'!' if name in named else ' '} worry when {measure.worry}"
+        for name, measure in MEASURES.items()
+    ]
+
+
 def verdict(run: Path) -> list[str]:
     """What came of a run, in a few plain lines; the first says whether it helped and by which measure.
 
@@ -216,6 +231,14 @@ def _headline(files: RunFiles) -> str:
     if not tried:
         return f"nothing to say yet: only {files.origin} was measured"
     count = f"{len(tried)} round{'s' * (len(tried) > 1)}"
+    if files.recipe.control != "none":
+        return (
+            f"{so_far}a control run ({files.recipe.control}): {count}, each accepted whatever came of it; a gain here "
+            "is not learning"
+        )
+    if files.recipe.gate.accept == "always":
+        passed = sum(bool(r["metrics"]["gate/evidence"]) for r in tried)
+        return f"{so_far}{count}, each accepted as gate.accept asks; on evidence {passed} would have been"
     if not kept:
         none = "no round was accepted" if len(tried) > 1 else "the one round was rejected"
         return f"{so_far}nothing helped: {none}; {files.origin} is as good as anything found here"
@@ -223,6 +246,12 @@ def _headline(files: RunFiles) -> str:
     least = f"{'each round ' * (len(kept) > 1)}at least {min(r['metrics']['gate/gain_low'] for r in kept):+.3f}"
     fell = _srcc(files, 0)["value"] > _srcc(files, files.now["round"])["value"]
     by = "it helped by the label-free gate but not by human scores" if fell else "it helped"
+    if files.supervised:
+        by = "it helped on held-out images but not on those of --eval-mos" if fell else "it helped"
+        return (
+            f"{so_far}{by}: {len(kept)} of {count} accepted; SRCC with the human scores of {files.heldout} held-out "
+            f"images is {gain:.3f} higher than at the start ({least})"
+        )
     return (
         f"{so_far}{by}: {len(kept)} of {count} accepted; on {files.heldout} held-out images the ratings agree with the "
         f"judge's votes in {gain:.3f} more of the pairs than at the start ({least})"
@@ -279,7 +308,8 @@ def _human(files: RunFiles) -> str:
 def _srcc(files: RunFiles, number: int) -> dict[str, float]:
     """SRCC with its bounds after a round; NaN where it was not measured or is not defined."""
     measured = files.evaluation(number).get("srcc", {})
-    return {key: float(measured.get(key, math.nan)) for key in ("value", "low", "high")}
+    found = {key: measured.get(key) for key in ("value", "low", "high")}
+    return {key: math.nan if value is None else float(value) for key, value in found.items()}
 
 
 def interval(number: Mapping[str, float], digits: int = 3) -> str:

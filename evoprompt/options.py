@@ -44,9 +44,12 @@ with_recipe = combine(
         "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the recipe; repeatable."
     ),
 )
-with_machine = combine(
+with_judge = combine(
     click.option("--judge", help="owl2-nano, a folder with an mPLUG-Owl2 checkpoint, or a Hub id."),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
+)
+with_machine = combine(
+    with_judge,
     click.option(
         "--dtype",
         default="auto",
@@ -55,13 +58,13 @@ with_machine = combine(
     ),
 )
 with_eval_mos = click.option(
-    "--eval-mos", type=PATH, help="CSV of images and human scores, to measure on; never used to evolve."
+    "--eval-mos", type=PATH, help="CSV of images and human scores, to measure on; never used to evolve or train."
 )
 with_seen = click.option(
     "--seen",
     default="stop",
     type=click.Choice(["stop", "exclude", "keep"]),
-    help="What to do with evaluation images that were also used to evolve.",
+    help="What to do with evaluation images that were also used to evolve or train.",
 )
 with_skip = click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read.")
 
@@ -69,11 +72,12 @@ with_skip = click.option("--skip-unreadable", is_flag=True, help="Leave out imag
 def recipe_of(ctx: click.Context) -> Recipe:
     """The recipe: shipped defaults < file < named flags that were typed < -s."""
     typed = {k: ctx.params[k] for k in ctx.params if ctx.get_parameter_source(k) == ParameterSource.COMMANDLINE}
-    keys = {"rounds": "rounds", "seed": "seed", "judge": "judge.id", "dtype": "judge.dtype"}
+    keys = {"rounds": "rounds", "seed": "seed", "control": "control", "judge": "judge.id", "dtype": "judge.dtype"}
     named = [f"{keys[k]}={v}" for k, v in typed.items() if k in keys]
     name = ctx.params["recipe"]
     if name is None:
         name = default_recipe(ctx.params.get("judge"), ctx.params.get("device", "auto"))
+        name = {"nano": "nano-supervised", "label-free": "supervised"}[name] if ctx.info_name == "train" else name
     return load_recipe(name, [*named, *ctx.params["overrides"]])
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from evoprompt.containers import content, exists
 from evoprompt.errors import DataError
 from evoprompt.images import fit_image, read_image
 
@@ -90,7 +91,7 @@ def own_image(row: Mapping[str, Any]) -> Image.Image:
         DataError: When the file is gone, changed or unreadable.
     """
     path = Path(row["path"])
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != row["sha256"]:
+    if not exists(path) or hashlib.sha256(content(path)).hexdigest() != row["sha256"]:
         raise DataError(f"image {path} is gone or changed. Put it back to see it in the report.")
     return read_image(path)
 

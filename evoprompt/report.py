@@ -119,11 +119,13 @@ def _rounds_table(files: RunFiles) -> str:
         row += [_n(m, "gate/gain", "+.3f"), _n(m, "gate/gain_low", "+.3f"), _n(m, "votes/kept_fraction", ".0%")]
         row += [_n(m, f"health/{name}") for name in ("agree_compare", "ladder_rate_accuracy", "score_std")]
         rows.append([*row, _n(m, "prompt/saturated_fraction", ".0%"), *([interval(srcc[index], 2)] if srcc else [])])
+    gain = "how many more of the held-out pairs the ratings order as the votes at the start did"
+    if files.supervised:
+        gain = "rise of the SRCC with the human scores of held-out images"
     note = (
         "A round is built upon only when it is accepted; the next one starts again from the last accepted prompt. "
-        "Gain: how many more of the held-out pairs the ratings order as the votes at the start did, against the prompt "
-        f"accepted before; at least: with {files.recipe.gate.confidence:.0%} confidence. Agree: with the comparing "
-        "votes. Saturated: values of the prompt at their limit."
+        f"Gain: {gain}, against the prompt accepted before; at least: with {files.recipe.gate.confidence:.0%} "
+        "confidence. Agree: with the comparing votes. Saturated: values of the prompt at their limit."
     )
     return _table(head, rows, numbers=range(2, len(head))) + f'<p class="soft">{note}</p>'
 

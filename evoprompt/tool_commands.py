@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,27 @@ from evoprompt.recipe_files import load_recipe, shipped_recipes
 @click.option("-p", "--prompt", help="Run folder, prompt folder, or none for the bare judge.", default="none")
 @with_recipe
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the panel.  [default: as in the recipe]")
+@click.option("--all-kinds", is_flag=True, help="Ladder of every degradation at five strengths; takes longer.")
 @with_skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @with_machine
 @click.pass_context
 def judge(
-    ctx: click.Context, /, folder: Path, prompt: str, skip_unreadable: bool, as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    folder: Path,
+    prompt: str,
+    all_kinds: bool,
+    skip_unreadable: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Health of a judge on a folder of images, without any human score."""
+    """Health of a judge on a folder of images, without any human score; docs/health.md defines the measures."""
     recipe = recipe_of(ctx)
-    from evoprompt.health import above_chance, check_judge
-    from evoprompt.scoring import load_prompt
+    from evoprompt.degrade import LADDER_KINDS
+    from evoprompt.findings import health_lines, worries
+    from evoprompt.health import above_chance, check_judge, ladder_lines
+    from evoprompt.scoring import fits, load_prompt
     from evoprompt.session import open_images, open_judge
     from evoprompt.tracking import Console
 
@@ -43,19 +55,22 @@ def judge(
     loaded = load_prompt(prompt)
     images = open_images([folder], skip_unreadable, console)
     chosen = open_judge(recipe, options["device"], console)
+    if loaded is not None:
+        fits(loaded, chosen)
     chosen.attach(loaded)
+    if all_kinds:
+        recipe = replace(recipe, ladder=replace(recipe.ladder, kinds=len(LADDER_KINDS), levels=5))
     with ExitStack() as stack:
-        health = check_judge(
+        reading = check_judge(
             chosen, images, recipe, lambda total: stack.enter_context(console.progress("judge", total))
         )
-    fine, low = above_chance(health)
+    health = {name: value for name, value in reading.health.to_dict().items() if math.isfinite(value)}
+    fine, low = above_chance(reading.health)
     if as_json:
-        click.echo(
-            json.dumps({"judge": f"{chosen.id}@{chosen.revision}", "usable": fine, **health.to_dict()}, indent=2)
-        )
+        body = {"judge": f"{chosen.id}@{chosen.revision}", "usable": fine, **health, "worries": worries(health, health)}
+        click.echo(json.dumps({**body, "ladder": [asdict(rung) for rung in reading.ladder]}, indent=2))
         return
-    for name, value in health.to_dict().items():
-        click.echo(f"{name:<26}{value:.4g}")
+    click.echo("\n".join([*health_lines(health), "", *ladder_lines(reading.ladder)]))
     verdict = "can teach" if fine else "is not clearly better than a coin"
     console.say(f"as a source of votes this judge {verdict} (ladder accuracy at least {low:.2f}).")
 

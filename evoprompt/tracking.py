@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
@@ -48,6 +48,19 @@ class Console:
                 yield advance
         else:
             yield self._lines(label, total)
+
+    @contextmanager
+    def counted(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress of units whose number is known with the first; the function takes how many are done, and all."""
+        with ExitStack() as stack:
+            bar: list[Update] = []
+
+            def progress(done: int, total: int) -> None:
+                if not bar:
+                    bar.append(stack.enter_context(self.progress(label, total)))
+                bar[0](1)
+
+            yield progress
 
     def _lines(self, label: str, total: int) -> Update:
         started, state = time.monotonic(), {"done": 0, "tenth": 0, "said": time.monotonic()}

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["EVOPROMPT_CACHE"] = tempfile.mkdtemp(prefix="evoprompt-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
@@ -21,6 +25,7 @@ from evoprompt.degrade import degrade
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import FAMILIES, Question
+from evoprompt.tracking import Console
 
 SIDE, BORDER = 48, 8
 torch.set_num_threads(1)
@@ -46,8 +51,10 @@ class ScriptedJudge:
     id, revision, family, image_size = "scripted", "0", FAMILIES["owl2"], SIDE
     device = torch.device("cpu")
 
-    def __init__(self, accuracy: float = 1.0, order_bias: float = 0.0, blind: bool = False) -> None:
-        self.accuracy, self.order_bias, self.blind = accuracy, order_bias, blind
+    def __init__(
+        self, accuracy: float = 1.0, order_bias: float = 0.0, blind: bool = False, silent: float = 0.0
+    ) -> None:
+        self.accuracy, self.order_bias, self.blind, self.silent = accuracy, order_bias, blind, silent
         self.prompt: PixelPrompt | None = None
         self.base = torch.from_numpy(base_picture()).permute(2, 0, 1).float()
 
@@ -76,6 +83,30 @@ class ScriptedJudge:
         flips = torch.tensor([self._wrong(float(x), float(y)) for x, y in zip(a, b, strict=True)])
         logit = logit * flips + self.order_bias
         return torch.stack([logit / 2, -logit / 2], dim=-1)
+
+    def ask(self, seen: Sequence[Tensor], text: str, answers: Sequence[str]) -> Tensor:
+        """Answers about the last images of a text, as `rate` and `compare` do."""
+        if tuple(answers) == ("first", "second"):
+            return self.compare(seen[-2], seen[-1], self.family.compare[0])
+        return self.rate(seen[-1], self.family.rate[0])
+
+    def tell(self, seen: Sequence[Tensor], text: str, limit: int) -> list[str]:
+        """A description where one is asked for; else a ranking of the last four images, wrong ones the wrong way round.
+
+        A share `silent` of the rankings is no ranking.
+        """
+        if text.endswith("Description:"):
+            return [f"distance {float(image):.2f}" for image in seen[-1][:, 0, 0]]
+        told = []
+        for distances in zip(*(image[:, 0, 0].tolist() for image in seen[-4:]), strict=True):
+            order = sorted(range(4), key=lambda k: self._wrong(*sorted(distances)[::3]) * distances[k])
+            draw = int.from_bytes(hashlib.sha256(repr(distances).encode()).digest()[:4], "big") / 2**32
+            words = [("first", "second", "third", "fourth")[k] for k in order]
+            told.append("hard to tell" if draw < self.silent else ", ".join(words))
+        return told
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.encode(pixels)[:, 0]
 
     def _wrong(self, a: float, b: float) -> float:
         """-1 for the pairs this judge gets wrong; a pair and its swap are the same pair."""
@@ -106,6 +137,31 @@ def write_photos(folder: Path) -> None:
         rows.append((f"p{k:02d}.png", str(16 - k)))
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+class Stop(KeyboardInterrupt):
+    """A kill, on purpose."""
+
+
+class StoppingConsole(Console):
+    """Interrupts the run when a stage has reported so many times."""
+
+    def __init__(self, stage: str, after: int) -> None:
+        super().__init__(quiet=True)
+        self.stage, self.left = stage, after
+
+    def progress(self, label, total):  # type: ignore[no-untyped-def]
+        @contextmanager
+        def watch():  # type: ignore[no-untyped-def]
+            def advance(n: int = 1, **_: float) -> None:
+                if self.stage in label:
+                    self.left -= 1
+                    if self.left < 0:
+                        raise Stop
+
+            yield advance
+
+        return watch()
 
 
 @pytest.fixture

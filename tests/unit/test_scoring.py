@@ -11,7 +11,8 @@ from PIL import Image
 
 from evoprompt.errors import DataError
 from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
-from evoprompt.scoring import COLUMNS, Scorer, load_prompt
+from evoprompt.questions import FAMILIES
+from evoprompt.scoring import Scorer, columns, load_prompt
 
 
 def test_a_score_does_not_depend_on_the_batch(toy_folder: Path) -> None:
@@ -29,7 +30,7 @@ def test_a_broken_file_gets_an_error_and_its_neighbours_their_scores(toy_folder:
     assert [s.score is None for s in scores] == [False, False, False, True, False, False]
     assert "toy03.png" in scores[3].error
     row = scores[3].row()
-    assert tuple(row) == COLUMNS and row["score"] == "" and row["p_bad"] == ""
+    assert tuple(row) == columns(FAMILIES["nano"].rate[0]) and row["score"] == "" and row["p_bad"] == ""
 
 
 def test_paths_pictures_and_tensors_of_one_image_score_alike(toy_folder: Path) -> None:
