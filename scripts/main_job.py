@@ -2,15 +2,13 @@
 
     python scripts/main_job.py DATA --out docs/results
 
-DATA holds biq2021/, avt_h265/ and kadis100/, each with images/ and mos.csv (columns file, mos; avt_h265 also source).
-Every set is split once into images to evolve on (their scores are never read) and images to test on; avt_h265 by source
-video and up-scaled to 432 px. Only the command line of evoprompt is used. Writes main_job.md and .json.
+DATA and its split are described in `human_sets.py`; the scores of the images to evolve on are never read. Only the
+command line of evoprompt is used. Writes main_job.md and .json.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -18,16 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from human_sets import SETS, cut
 
-SETS: dict[str, dict[str, Any]] = {
-    "biq2021": {"group": None, "edge": None},
-    "avt_h265": {"group": "source", "edge": 432},
-    "kadis100": {"group": None, "edge": None},
-}
 RECIPES = {"votes": "nano", "votes + ladder": "nano-ladder"}
-TEST_SHARE = 0.4
 
 
 def run(*command: str) -> str:
@@ -37,50 +28,15 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def split(data: Path, name: str, work: Path) -> tuple[Path, Path]:
-    """Put the images to evolve on in one folder, those to test on in another beside their scores.
-
-    Returns:
-        The folder without labels, and the CSV of the test part.
-    """
-    how = SETS[name]
-    with (data / name / "mos.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    group = [row[how["group"]] if how["group"] else row["file"] for row in rows]
-    names = sorted(set(group))
-    chosen = np.random.default_rng(0).permutation(len(names))[: round(TEST_SHARE * len(names))]
-    tested = {names[k] for k in chosen}
-    for part in ("evolve", "test/images"):
-        (work / name / part).mkdir(parents=True)
-    kept = []
-    for row, member in zip(rows, group, strict=True):
-        target = work / name / ("test/images" if member in tested else "evolve")
-        source = data / name / "images" / row["file"]
-        flat = row["file"].replace("/", "_")
-        if how["edge"]:
-            picture = Image.open(source).convert("RGB")
-            picture.resize((how["edge"], how["edge"]), Image.Resampling.BICUBIC).save(
-                (target / flat).with_suffix(".png")
-            )
-            flat = str(Path(flat).with_suffix(".png"))
-        else:
-            (target / flat).write_bytes(source.read_bytes())
-        if member in tested:
-            kept.append((flat, row["mos"]))
-    labels = work / name / "test" / "mos.csv"
-    with labels.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("image", "mos"), *kept])
-    return work / name / "evolve", labels
-
-
 def one_set(data: Path, name: str, work: Path, seed: int) -> dict[str, Any]:
     """Evolve with every recipe on one set and measure all prompts together on its test part."""
-    unlabeled, labels = split(data, name, work)
+    parts = cut(data, SETS[name], work)
+    unlabeled, labels = parts.unlabeled, parts.test
     health = json.loads(run("judge", str(unlabeled), "--device", "cpu", "--json"))
     folders = {}
     for label, recipe in RECIPES.items():
         folders[label] = work / name / recipe
-        run("evolve", "--unlabeled", str(unlabeled), "-r", recipe, "--device", "cpu", "--seed", str(seed),
+        run("evolve", "--unlabeled", str(unlabeled), "-r", recipe, "--device", "cpu", "-s", f"seed={seed}",
             "-o", str(folders[label]))  # fmt: skip
     # The last candidate is measured too, accepted or not: it shows what the gate turned away.
     candidates = {f"{label}, last candidate": sorted((f / "rounds").glob("[0-9]*"))[-1] for label, f in folders.items()}

@@ -1,4 +1,4 @@
-"""The nano model while it is trained: the shipped network, heads only training uses, a population of border prompts."""
+"""The nano model while it is trained: the shipped network, heads that only training uses, borders that say nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nano_data import FAMILIES, SIZE
 from safetensors.torch import save_file
@@ -102,11 +103,11 @@ def make_tokenizer() -> Tokenizer:
 
 
 class Nano(nn.Module):
-    """The model, its questions as token ids, heads that only training uses, and the population of border prompts."""
+    """The model, its questions as token ids, and heads that only training uses."""
 
     border: Tensor
 
-    def __init__(self, population: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tokenizer = make_tokenizer()
         self.config = config_json(self.tokenizer.get_vocab_size())
@@ -119,7 +120,6 @@ class Nano(nn.Module):
         border = torch.ones(GRID, GRID)
         border[1:-1, 1:-1] = 0
         self.register_buffer("border", border, persistent=False)
-        self.prompts = nn.Parameter(torch.randn(population, 3, GRID, GRID) * 0.7)
 
     def ids(self, question: Question) -> tuple[list[Tensor], Tensor]:
         """Token ids of the text around the images, and of the answers."""
@@ -128,11 +128,15 @@ class Nano(nn.Module):
         answers = [self.tokenizer.token_to_id(word) for word in question.answers]
         return [torch.tensor(chunk, dtype=torch.long) for chunk in ids], torch.tensor(answers)
 
-    def prompted(self, pixels: Tensor, which: Tensor, jitter: float) -> Tensor:
-        """Pixels (B, 3, S, S) in [0, 1] with border prompt `which` (B,) added, 0 = none."""
-        theta = torch.cat([torch.zeros(1, *self.prompts.shape[1:]), self.prompts])[which]
-        delta = STRENGTH * torch.tanh(theta) + jitter * torch.randn_like(theta) * (which > 0)[:, None, None, None]
-        return (pixels + functional.interpolate(delta * self.border, scale_factor=PATCH)).clamp(0, 1)
+    def bordered(self, pixels: Tensor, strength: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) in [0, 1] with random border prompts of a strength (B,) in [0, 1] added.
+
+        A colour for the whole ring of patches and one for each patch: the model learns that a border is not damage.
+        """
+        count = len(pixels)
+        theta = torch.randn(count, 3, 1, 1) + torch.randn(count, 3, GRID, GRID)
+        delta = STRENGTH * torch.tanh(theta) * strength[:, None, None, None] * self.border
+        return (pixels + functional.interpolate(delta, scale_factor=PATCH)).clamp(0, 1)
 
     def states(self, pixels: Tensor, keep: Tensor | None) -> Tensor:
         """Vision tower: pixels (B, 3, S, S) in [0, 1], patches to keep (K,) -> states (B, 1 + K, D)."""
@@ -151,6 +155,22 @@ class Nano(nn.Module):
         (before, between, after), answers = self.ids(question)
         logits: Tensor = self.owl.answer_logits([before, first, between, second, after], answers)
         return logits
+
+    def word_loss(self, text: str, seen: list[Tensor], words: list[str]) -> Tensor:
+        """Mean loss of the word after a text (B words) among all words; its images are visual tokens (B, T, D) each."""
+        chunks = text.split(IMAGE)
+        ids = [self.tokenizer.encode(chunk, add_special_tokens=index == 0).ids for index, chunk in enumerate(chunks)]
+        segments: list[Tensor] = []
+        for index, chunk in enumerate(ids):
+            segments += [torch.tensor(chunk, dtype=torch.long)] if chunk else []
+            segments += [seen[index]] if index < len(seen) else []
+        logits = self.owl.answer_logits(segments, torch.arange(self.tokenizer.get_vocab_size()))
+        return functional.cross_entropy(logits, torch.tensor([self.tokenizer.token_to_id(word) for word in words]))
+
+    def next_words(self, text: str, seen: list[Tensor], words: list[str], rng: np.random.Generator) -> Tensor:
+        """Loss of one of the `words` of an answer, the same for the whole batch, given those before it."""
+        known = int(rng.integers(len(words)))
+        return self.word_loss(" ".join([text, *words[:known]]), seen, [words[known]] * len(seen[0]))
 
 
 def initialise(model: Nano, pixels: Tensor) -> None:

@@ -2,15 +2,13 @@
 
     python scripts/train_nano.py --photos DIR --cache DIR --out evoprompt/nano
 
-Four phases, one after the other, on one CPU core:
+Three phases, one after the other, on one CPU core:
 
 1. **see**: the vision tower learns which degradations a crop has, and how strong they are;
-2. **answer**: the whole model learns to rate one crop and to compare two, in several wordings;
-3. **steer**: the same with a population of border prompts on the crops. Each stands for one rating convention, a weight
-   per family of flaws. Ratings follow the convention of the border, or the bare convention where there is none;
-   comparisons always follow one convention, `VOTES`. Without this phase a small model takes a border for content and
-   cannot be prompted;
-4. **settle**: more of that with a smaller learning rate and more of every crop.
+2. **answer**: the whole model learns to rate one crop and to compare two, in several wordings, and the few other texts
+   that `evoprompt study` puts to it;
+3. **settle**: more of that with a smaller learning rate and more of every crop, most of them with random border prompts
+   on them, so that a border is not taken for damage.
 
 Labels come from what was done to the crops (`nano_data.py`); no human score is read. Crops and finished phases are kept
 in the cache folder; a second call continues after the last finished phase.
@@ -37,12 +35,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evoprompt.degrade import KINDS
+from evoprompt.questions import LEVELS
+from evoprompt.study_questions import ORDINALS, System, script
 
-VOTES = {"blur": 1.0, "coding": 0.5, "local": 0.3, "noise": 1.0, "tone": 0.4}
-"""How much of each family's damage counts when two pictures are compared."""
-BARE = {"blur": 0.7, "coding": 0.7, "local": 0.6, "noise": 1.0, "tone": 0.8}
-"""The bare rating convention: how much of it counts in a rating without a prompt. It differs from `VOTES` on purpose,
-so that votes know something that ratings can learn from them."""
+CONVENTION = {"blur": 1.0, "coding": 0.3, "local": 0.1, "noise": 1.0, "tone": 0.3}
+"""How much of each family's damage counts in ratings and comparisons."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,13 @@ class Phase:
     lr: float
     keep: float
     answers: bool
-    population: int = 0
+    borders: bool = False
 
 
 PHASES = (
-    Phase("see", steps=1000, groups=8, per_group=8, lr=1.5e-3, keep=0.4, answers=False),
-    Phase("answer", steps=1200, groups=6, per_group=6, lr=1.0e-3, keep=0.5, answers=True),
-    Phase("steer", steps=1200, groups=5, per_group=6, lr=1e-3, keep=0.3, answers=True, population=32),
-    Phase("settle", steps=800, groups=5, per_group=6, lr=6e-4, keep=0.5, answers=True, population=32),
+    Phase("see", steps=1400, groups=8, per_group=8, lr=1.5e-3, keep=0.4, answers=False),
+    Phase("answer", steps=1500, groups=6, per_group=6, lr=1.0e-3, keep=0.5, answers=True),
+    Phase("settle", steps=1200, groups=5, per_group=6, lr=8e-4, keep=0.5, answers=True, borders=True),
 )
 
 
@@ -73,16 +69,16 @@ def level_targets(place: np.ndarray) -> Tensor:
     return bell / bell.sum(1, keepdim=True)
 
 
-def weights_of(convention: dict[str, float]) -> np.ndarray:
-    """A convention as weights (F,) float32 in the order of `FAMILIES`."""
-    return np.array([convention[name] for name in FAMILIES], np.float32)
+def counted_by(damage: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Damage (N, F) by family -> damage (N,) as the convention counts it, on the scale of all damage.
 
-
-def conventions(number: int, seed: int) -> np.ndarray:
-    """Weights per family, (1 + number, F): the bare convention, then one for each border prompt."""
-    rng = np.random.default_rng([seed, 1])
-    drawn = rng.choice([0.0, 0.3, 0.65, 1.0], (number, len(FAMILIES)))
-    return np.concatenate([weights_of(BARE)[None], drawn]).astype(np.float32)
+    Args:
+        damage: damage by family.
+        usual: (F,) mean damage by family of all crops; it sets the scale, so that all levels are used.
+    """
+    weights = np.array([CONVENTION[name] for name in FAMILIES], np.float32)
+    counted: np.ndarray = damage @ weights * (usual.sum() / (usual @ weights))
+    return counted
 
 
 def draw(crops: Crops, phase: Phase, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
@@ -131,15 +127,15 @@ def head_loss(model: Nano, states: Tensor, crops: Crops, damage: np.ndarray, row
 
 
 def answer_loss(
-    model: Nano, seen: Tensor, damage: np.ndarray, weights: np.ndarray, group: np.ndarray, rng: np.random.Generator
+    model: Nano, seen: Tensor, damage: np.ndarray, group: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one rating per crop, under its own convention, and of comparisons, always under `VOTES`."""
-    quality = level_of((damage * weights).sum(1))
+    """Loss of one rating per crop and of comparisons, from damage (B,)."""
+    quality = level_of(damage)
     rate = NANO.rate[rng.integers(len(NANO.rate))]
     compare = NANO.compare[rng.integers(len(NANO.compare))]
     levels = model.rate(seen, rate).float()
     rating = -(level_targets(quality) * levels.log_softmax(-1)).sum(-1).mean()
-    first, second, better = draw_pairs((damage * weights_of(VOTES)).sum(1), group, 30, rng)
+    first, second, better = draw_pairs(damage, group, 30, rng)
     votes = model.compare(seen[first], seen[second], compare).float()
     voting = functional.cross_entropy(votes, better)
     score = (levels.detach().softmax(-1) * torch.arange(5.0)).sum(-1).numpy()
@@ -152,44 +148,63 @@ def answer_loss(
     return rating + voting, seen_well
 
 
+def study_loss(model: Nano, seen: Tensor, parts: np.ndarray, total: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Loss of one of the answers that only `evoprompt study` asks for: a ranking, a list of flaws, or a rating after
+    either an example or such a list; the next word of a text, given the words before it."""
+    levels = np.rint(level_of(total)).astype(int)
+    task = rng.choice(["rank", "flaws", "rate after flaws", "rate after example"])
+    if task == "rank":
+        places = rng.permutation(len(ORDINALS))
+        four = [np.sort(rng.permutation(len(total))[: len(places)]) for _ in range(8)]
+        best_first = np.array([rows[np.argsort(total[rows])] for rows in four])
+        shown = best_first[:, np.argsort(places)]
+        words, asked = [ORDINALS[place] for place in places], [seen[column] for column in shown.T]
+        return model.next_words(script("nano", System("multiple", "standard")).text, asked, [*words, "</s>"], rng)
+    flaws = [[name for name, part in zip(FAMILIES, row, strict=True) if part > 0.12] or ["none"] for row in parts]
+    if task == "rate after example":
+        fair = np.flatnonzero(levels == 2)
+        if not len(fair):
+            return seen.new_zeros(())
+        text = script("nano", System("single", "context")).text
+        return model.word_loss(text, [seen[rng.choice(fair, len(seen))], seen], [LEVELS[level] for level in levels])
+    words = flaws[rng.integers(len(flaws))]
+    rows = [row for row, theirs in enumerate(flaws) if theirs == words]
+    thought = script("nano", System("single", "thought"))
+    if task == "rate after flaws":
+        text = f"{thought.text} {' '.join(words)}{thought.then}"
+        return model.word_loss(text, [seen[rows]], [LEVELS[levels[row]] for row in rows])
+    known = rng.integers(len(words) + 1)
+    rows = [row for row, theirs in enumerate(flaws) if theirs[:known] == words[:known]]
+    following = [[*flaws[row], "</s>"][known] for row in rows]
+    return model.word_loss(" ".join([thought.text, *words[:known]]), [seen[rows]], following)
+
+
 def run_phase(model: Nano, crops: Crops, damage: np.ndarray, phase: Phase, seed: int) -> None:
     """Train one phase in place, one line of progress every 100 steps."""
     rng = np.random.default_rng([seed, 2, PHASES.index(phase)])
     torch.manual_seed(seed * 10 + PHASES.index(phase))
-    weights = conventions(phase.population, seed)
-    owl = [p for name, p in model.named_parameters() if name != "prompts"]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in owl if p.ndim > 1], "weight_decay": 0.03, "base": phase.lr},
-            {"params": [p for p in owl if p.ndim <= 1], "weight_decay": 0.0, "base": phase.lr},
-            {"params": [model.prompts], "weight_decay": 0.0, "base": 0.02},
-        ],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    total = counted_by(damage, damage.mean(0))
+    optimizer = make_optimizer(model, phase)
     start, log = time.time(), []
     for step in range(phase.steps):
         done = step / phase.steps
         for part in optimizer.param_groups:
-            part["lr"] = part["base"] * min(1, (step + 1) / 80) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            part["lr"] = phase.lr * min(1, (step + 1) / 80) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         rows, pixels = draw(crops, phase, rng)
-        which = (
-            rng.integers(1, phase.population + 1, len(rows)) * (rng.random(len(rows)) > 0.3)
-            if phase.population
-            else rows * 0
-        )
-        if phase.population:
-            pixels = model.prompted(pixels, torch.from_numpy(which), 0.04)
+        if phase.borders:
+            strength = rng.random(len(rows)) * (rng.random(len(rows)) < 0.6)
+            pixels = model.bordered(pixels, torch.from_numpy(strength.astype(np.float32)))
         # The last tenth sees whole crops, as the finished judge will.
-        keep = kept_patches(1 if done > 0.9 and phase.answers else phase.keep, phase.population > 0, rng)
+        keep = kept_patches(1 if done > 0.9 and phase.answers else phase.keep, phase.borders, rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             states = model.states(pixels, keep)
             loss = head_loss(model, states, crops, damage, rows) * (0.3 if phase.answers else 1)
             record = {"heads": float(loss.detach())}
             if phase.answers:
                 seen = model.owl.model.visual_abstractor(states, keep=keep)
-                answers, more = answer_loss(model, seen, damage[rows], weights[which], crops.group[rows], rng)
-                loss, record = loss + answers, record | more
+                answers, more = answer_loss(model, seen, total[rows], crops.group[rows], rng)
+                study = study_loss(model, seen, damage[rows], total[rows], rng)
+                loss, record = loss + answers + 0.3 * study, record | more | {"study": float(study.detach())}
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -198,6 +213,13 @@ def run_phase(model: Nano, crops: Crops, damage: np.ndarray, phase: Phase, seed:
         if (step + 1) % 100 == 0:
             means = {key: round(float(np.nanmean([entry[key] for entry in log[-100:]])), 3) for key in log[-1]}
             print(f"{phase.name} {step + 1}/{phase.steps} {time.time() - start:.0f} s {means}", flush=True)
+
+
+def make_optimizer(model: Nano, phase: Phase) -> torch.optim.Optimizer:
+    """AdamW, without decay for what has one dimension."""
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=phase.lr, betas=(0.9, 0.98), fused=True)
 
 
 @torch.no_grad()
@@ -214,17 +236,14 @@ def validate(model: Nano, crops: Crops, damage: np.ndarray, seed: int) -> dict[s
     )
     chances = model.rate(seen, NANO.rate[0]).softmax(-1)
     score = (chances * torch.arange(1.0, 6.0)).sum(-1).numpy()
-    total = (damage[rows] * weights_of(VOTES)).sum(1)
+    total = counted_by(damage[rows], damage.mean(0))
     a, b, better = draw_pairs(total, crops.group[rows], 1500, rng)
     ab, ba = model.compare(seen[a], seen[b], NANO.compare[0]), model.compare(seen[b], seen[a], NANO.compare[0])
     first = (ab[:, 0] - ab[:, 1] + ba[:, 1] - ba[:, 0]).numpy() > 0
     truth = better.numpy() == 0
     model.train()
     return {
-        "srcc_bare_convention": round(
-            float(stats.spearmanr(score, -(damage[rows] * weights_of(BARE)).sum(1)).statistic), 3
-        ),
-        "srcc_votes_convention": round(float(stats.spearmanr(score, -total).statistic), 3),
+        "srcc": round(float(stats.spearmanr(score, -total).statistic), 3),
         "vote_accuracy": round(float((first == truth).mean()), 3),
         "rating_accuracy": round(float(((score[a] > score[b]) == truth).mean()), 3),
         "score_mean": round(float(score.mean()), 2),
@@ -256,7 +275,7 @@ def main() -> None:
     train, val = (nano_data.load_crops(args.cache, split) for split in ("train", "val"))
     train_damage, val_damage = damage_of(train), damage_of(val)
     torch.manual_seed(args.seed)
-    model = Nano(max(phase.population for phase in PHASES))
+    model = Nano()
     initialise(model, torch.from_numpy(train.pixels[:: VARIANTS * 7]).float() / 255)
     results: dict[str, Any] = {}
     for phase in PHASES:
@@ -276,8 +295,7 @@ def main() -> None:
         "made_by": "scripts/train_nano.py",
         "seed": args.seed,
         "groups_per_photo": args.groups,
-        "bare_convention": BARE,
-        "compare_convention": VOTES,
+        "convention": CONVENTION,
         "phases": [asdict(phase) for phase in PHASES],
         "seconds": seconds,
         "torch": torch.__version__,
@@ -286,7 +304,7 @@ def main() -> None:
         "validation_crops": len(val.pixels),
         "validation": results,
         "photos": args.photos.name,
-        "human_scores": "none in training; the conventions were chosen with the scores of three sets in view",
+        "human_scores": "none in training; the convention was chosen with the scores of three sets in view",
     }
     save_model(model, args.out, record)
 

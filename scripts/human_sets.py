@@ -1,0 +1,72 @@
+"""Sets with human scores, each cut once into images to learn from and images to test on, for the measuring scripts.
+
+The folder DATA that the scripts take holds biq2021/, avt_h265/ and kadis100/, each with images/ and mos.csv (columns
+file, mos; avt_h265 also source and std).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+TEST_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class HumanSet:
+    """A set: images of one `group` (a column) are never split; `edge` is the side all images are scaled to, px."""
+
+    name: str
+    group: str = ""
+    edge: int = 0
+
+
+SETS = {s.name: s for s in (HumanSet("biq2021"), HumanSet("avt_h265", "source", 432), HumanSet("kadis100"))}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a set lie: images without scores, the same with scores, and the test part."""
+
+    unlabeled: Path
+    train: Path
+    test: Path
+
+
+def is_test(key: bytes) -> bool:
+    """Whether what this key stands for is tested on: a fixed share of all contents, decided by content alone."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < TEST_SHARE * 2**64
+
+
+def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
+    """Copy the images of a set into a training and a test folder, each with its scores beside.
+
+    An image is a test image by the hash of its content or, where the set has sources, of its source's name.
+    """
+    with (data / chosen.name / "mos.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kept: dict[str, list[list[str]]] = {"train": [], "test": []}
+    for part in kept:
+        (work / chosen.name / part / "images").mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        source = data / chosen.name / "images" / row["file"]
+        key = row[chosen.group].encode() if chosen.group else source.read_bytes()
+        part = "test" if is_test(key) else "train"
+        flat = Path(row["file"].replace("/", "_"))
+        flat = flat.with_suffix(".png") if chosen.edge else flat
+        target = work / chosen.name / part / "images" / flat
+        if not chosen.edge:
+            target.write_bytes(source.read_bytes())
+        else:
+            picture = Image.open(source).convert("RGB")
+            picture.resize((chosen.edge, chosen.edge), Image.Resampling.BICUBIC).save(target)
+        kept[part].append([str(flat), row["mos"], *([row[chosen.group]] if chosen.group else [])])
+    for part, lines in kept.items():
+        with (work / chosen.name / part / "mos.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["image", "mos", *(["reference"] if chosen.group else [])], *lines])
+    folder = work / chosen.name
+    return Parts(folder / "train" / "images", folder / "train" / "mos.csv", folder / "test" / "mos.csv")
