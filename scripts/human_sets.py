@@ -49,6 +49,8 @@ def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
     """
     with (data / chosen.name / "mos.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    columns = [column for column in ("mos", "std", chosen.group) if column in rows[0]]
+    header = ["image", *("reference" if column == chosen.group else column for column in columns)]
     kept: dict[str, list[list[str]]] = {"train": [], "test": []}
     for part in kept:
         (work / chosen.name / part / "images").mkdir(parents=True, exist_ok=True)
@@ -64,9 +66,28 @@ def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
         else:
             picture = Image.open(source).convert("RGB")
             picture.resize((chosen.edge, chosen.edge), Image.Resampling.BICUBIC).save(target)
-        kept[part].append([str(flat), row["mos"], *([row[chosen.group]] if chosen.group else [])])
+        kept[part].append([str(flat), *(row[column] for column in columns)])
     for part, lines in kept.items():
         with (work / chosen.name / part / "mos.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["image", "mos", *(["reference"] if chosen.group else [])], *lines])
+            csv.writer(file).writerows([header, *lines])
     folder = work / chosen.name
     return Parts(folder / "train" / "images", folder / "train" / "mos.csv", folder / "test" / "mos.csv")
+
+
+def whole(parts: Parts, path: Path, limit: int = 0) -> Path:
+    """Write one table of both parts of a set, with a column `split`; images are named from the table's folder on.
+
+    With a limit, only so many images: those whose names have the smallest hashes.
+    """
+    lines: list[dict[str, str]] = []
+    for split, labels in (("train", parts.train), ("test", parts.test)):
+        with labels.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                image = labels.parent / "images" / row["image"]
+                lines.append({**row, "image": image.relative_to(path.parent).as_posix(), "split": split})
+    lines.sort(key=lambda row: hashlib.sha256(row["image"].encode()).digest())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines[: limit or None])
+    return path
