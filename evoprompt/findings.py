@@ -247,7 +247,9 @@ def _headline(files: RunFiles) -> str:
     fell = _srcc(files, 0)["value"] > _srcc(files, files.now["round"])["value"]
     by = "it helped by the label-free gate but not by human scores" if fell else "it helped"
     if files.supervised:
-        by = "it helped on held-out images but not on those of --eval-mos" if fell else "it helped"
+        sure = any(r["metrics"]["gate/gain_low"] > 0 for r in kept)
+        by = "it helped" if sure else "no clear help"
+        by = f"{by} on held-out images and none on those of --eval-mos" if fell else by
         return (
             f"{so_far}{by}: {len(kept)} of {count} accepted; SRCC with the human scores of {files.heldout} held-out "
             f"images is {gain:.3f} higher than at the start ({least})"
