@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evoprompt.errors import DataError
 from evoprompt.images import find_images, fit_image, read_image
-from evoprompt.judge import Judge
+from evoprompt.judge import Judge, to_pixels
 from evoprompt.thurstone import scale_from_pairs
 
 PUBLISHED = "hf:VQA-CityU/Anchor_images"
@@ -78,20 +78,34 @@ class AnchorRater:
     def __init__(self, judge: Judge, anchors: Anchors) -> None:
         self.judge, family = judge, judge.family
         fitted = [fit_image(read_image(path), family.fit, judge.image_size, family.views) for path in anchors.paths]
-        views = torch.from_numpy(np.stack(fitted))
-        with torch.no_grad():
-            seen = judge.encode(views.flatten(0, 1).float() / 255)
-        self._anchors = seen.view(*views.shape[:2], *seen.shape[1:])
+        self._anchors = self._seen(np.stack(fitted))
         first, second = np.triu_indices(len(fitted), 1)
-        forth, back = self._better(first, self._anchors[second]), self._better(second, self._anchors[first])
+        forth, back = self._better(first, self._anchors, second), self._better(second, self._anchors, first)
         self._pairs, self._wins = np.stack([first, second], axis=1), (1 - forth + back) / 2
 
-    def _better(self, anchors: NDArray[np.int64], seen: Tensor) -> NDArray[np.float64]:
-        """Probability that images (P, V, T, D) are better than anchors shown before them, mean over the views: (P,)."""
+    def _seen(self, views: NDArray[np.uint8]) -> Tensor:
+        """Fitted images (B, V, 3, S, S) encoded, (B, V, T, D)."""
         with torch.no_grad():
-            before = self._anchors[torch.from_numpy(anchors)].flatten(0, 1)
-            logits = self.judge.compare(before, seen.flatten(0, 1), self.judge.family.compare[0])
-        chance = logits.float().softmax(-1)[:, 1].view(seen.shape[:2]).mean(1)
+            seen = self.judge.encode(to_pixels(self.judge, views))
+        return seen.view(*views.shape[:2], *seen.shape[1:])
+
+    def _better(self, anchors: NDArray[np.int64], seen: Tensor, images: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Probability that images are better than anchors shown before them, mean over the views.
+
+        Args:
+            anchors: (P,) numbers of anchors.
+            seen: (N, V, T, D) encoded images.
+            images: (P,) rows of ``seen``.
+
+        Returns:
+            (P,) float64.
+        """
+        n, k = seen.shape[1], self._anchors.shape[:2].numel()
+        view = np.arange(n)
+        pairs = np.stack([anchors[:, None] * n + view, k + images[:, None] * n + view], axis=-1).reshape(-1, 2)
+        every = torch.cat([self._anchors.flatten(0, 1), seen.flatten(0, 1)])
+        logits = self.judge.compare_among(every, torch.from_numpy(pairs), self.judge.family.compare[0])
+        chance = logits.float().softmax(-1)[:, 1].view(-1, n).mean(1)
         return np.asarray(chance.cpu().double().numpy())
 
     def __call__(self, views: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -99,12 +113,8 @@ class AnchorRater:
 
         1 + 4 (s - min) / (max - min), with s the scale value of the image and the extremes those of the anchors and it.
         """
-        with torch.no_grad():
-            seen = self.judge.encode(torch.from_numpy(views).flatten(0, 1).float() / 255)
-        seen = seen.view(*views.shape[:2], *seen.shape[1:])
-        k = len(self._anchors)
-        every = np.arange(k)
-        won = self._better(np.tile(every, len(seen)), seen.repeat_interleave(k, dim=0)).reshape(len(seen), k)
+        n, k = len(views), len(self._anchors)
+        won = self._better(np.tile(np.arange(k), n), self._seen(views), np.arange(n).repeat(k)).reshape(n, k)
         return np.array([self._place(row) for row in won])
 
     def _place(self, won: NDArray[np.float64]) -> float:

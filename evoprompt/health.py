@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
-from evoprompt.config import GateConfig, LadderConfig, PairsConfig, Recipe, VoteConfig
+from evoprompt.config import EvalConfig, GateConfig, LadderConfig, PairsConfig, Recipe, VoteConfig
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
 from evoprompt.ladder import Chain, Pool, plan_chains, strengths
+from evoprompt.processes import in_turns
 from evoprompt.runs import LADDER, PAIRS, SPLIT, VOTES, stream
 from evoprompt.scoring import level_probabilities
 from evoprompt.stats import agreement_gain, binomial_above_chance, circular_triads
 from evoprompt.tracking import Update
 from evoprompt.voting import (
+    LIMITS,
     SOURCES,
     PseudoLabel,
     Seen,
@@ -32,6 +35,7 @@ from evoprompt.voting import (
 
 # A teacher whose winners depend on the order shown, or go in circles, a tenth more often than before is not followed.
 CONSISTENCY_DROP = 0.1
+PIECE = 256  # pairs of the panel that one process asks at a time; more would recur more, fewer spread better
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,14 @@ def plan_panel(pool: Pool, heldout: np.ndarray, pairs: PairsConfig, ladder: Ladd
 
 
 def read_panel(
-    judge: Judge, pool: Pool, panel: Panel, vote: VoteConfig, block: int, seed: tuple[int, int], advance: Update
+    judge: Judge,
+    pool: Pool,
+    panel: Panel,
+    vote: VoteConfig,
+    block: int,
+    seed: tuple[int, int],
+    advance: Update,
+    limits: EvalConfig = LIMITS,
 ) -> Reading:
     """Look at the panel through the judge as it is now, its prompt included.
 
@@ -191,24 +202,31 @@ def read_panel(
         block: images encoded at a time.
         seed: (seed, round).
         advance: told how many steps of ``work(panel)`` are done.
+        limits: what may be kept of the images, see ``voting.Seen``.
     """
-    seen = Seen(judge, panel.keys, pool, block)
+    seen = Seen(judge, panel.keys, pool, block, limits=limits)
     keys = panel.keys
     question = judge.family.rate[0]
-    logits = seen.ratings(keys, question)[:, : judge.family.views]
-    advance(len(keys))
+    asked = []
+    for part in in_turns(_pieces(keys, block), lambda part: seen.ratings(part, question)):
+        asked.append(part[:, : judge.family.views])
+        advance(len(part))
+    logits = torch.cat(asked)
     scores = level_probabilities(logits).double().numpy() @ np.array(question.values)
     by_key = dict(zip(keys, scores.tolist(), strict=True))
 
-    votes: list[Vote] = []
-    for first, pairs in chunks(panel.groups):
-        votes += collect_votes(seen, pairs, vote, SOURCES, (*seed, VOTES), first)
-        advance(len(pairs))
+    def ask(groups: Iterable[tuple[int, np.ndarray]], stage: int) -> list[Vote]:
+        """Votes on all these pairs, a piece of a group at a time."""
+        votes: list[Vote] = []
+        todo = [(first + PIECE * k, part) for first, pairs in groups for k, part in enumerate(_pieces(pairs, PIECE))]
+        for fresh in in_turns(todo, lambda part: collect_votes(seen, part[1], vote, SOURCES, (*seed, stage), part[0])):
+            votes += fresh
+            advance(len({v.pair for v in fresh}))
+        return votes
+
+    votes = ask(chunks(panel.groups), VOTES)
     steps = np.concatenate([chain.steps() for chain in panel.chains])
-    ladder_votes = []
-    for start in range(0, len(steps), 64):
-        ladder_votes += collect_votes(seen, steps[start : start + 64], vote, SOURCES, (*seed, LADDER), start)
-        advance(min(64, len(steps) - start))
+    ladder_votes = ask([(0, steps)], LADDER)
 
     sources = sources_of(vote)
     labels = count_votes(votes, vote, sources)
@@ -229,6 +247,11 @@ def read_panel(
     return Reading(health, by_key, labels, votes, _rungs(panel.chains, voted, rated))
 
 
+def _pieces(whole: Any, size: int) -> list[Any]:
+    """A sequence in pieces of at most ``size``."""
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
+
+
 def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callable[[int], Update]) -> Reading:
     """Read a panel of which all images are held out: the health of a judge on a set of images.
 
@@ -242,7 +265,8 @@ def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callab
     pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed)
     panel = plan_panel(pool, np.arange(len(images)), recipe.pairs, recipe.ladder, recipe.seed)
     block = max(1, recipe.eval.batch_size // views)
-    return read_panel(judge, pool, panel, recipe.vote, block, (recipe.seed, 0), progress(work(panel)))
+    advance = progress(work(panel))
+    return read_panel(judge, pool, panel, recipe.vote, block, (recipe.seed, 0), advance, recipe.eval)
 
 
 def work(panel: Panel) -> int:

@@ -6,19 +6,21 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
+from evoprompt.asking import MEMORY_MIB, Asked, Asker, woven
 from evoprompt.errors import JudgeError
 from evoprompt.owl2 import load_owl2
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import FAMILIES, OTHER, Family, Preprocess, Question, choose
+from evoprompt.small_cards import Quantization, checkpoint_layers, compile_layers, quantized
 
 NANO = "owl2-nano"
 # What images are normalised with when they are prepared as for the published pixel prompts.
@@ -35,6 +37,10 @@ class Judge(Protocol):
     image_size: int
     device: torch.device
 
+    @property
+    def prompt_sha(self) -> str:
+        """Hash of the prompt attached, ``none`` for the bare judge; it changes with the prompt's values."""
+
     def attach(self, prompt: PixelPrompt | None) -> None:
         """Add this prompt to every image from now on; None = the bare judge."""
 
@@ -47,6 +53,9 @@ class Judge(Protocol):
     def compare(self, first: Tensor, second: Tensor, question: Question) -> Tensor:
         """Encoded pairs 2 x (P, T, D) -> logits of (first is better, second is better) (P, 2) float32."""
 
+    def compare_among(self, seen: Tensor, pairs: Tensor, question: Question) -> Tensor:
+        """The same for pairs (P, 2) of encoded images (N, T, D), the one shown first in front; without gradients."""
+
     def ask(self, seen: Sequence[Tensor], text: str, answers: Sequence[str]) -> Tensor:
         """Encoded images of a text, one (P, T, D) a place -> logits of one-token answers after it (P, A) float32."""
 
@@ -57,31 +66,35 @@ class Judge(Protocol):
         """Images (B, 3, S, S) float32 in [0, 1] -> what the vision tower makes of them (B, D) float32."""
 
 
-def preference_logits(judge: Judge, a: Tensor, b: Tensor, question: Question) -> tuple[Tensor, Tensor]:
+def preference_logits(judge: Judge, seen: Tensor, pairs: Tensor, question: Question) -> tuple[Tensor, Tensor]:
     """Preference for ``a`` over ``b`` when ``a`` is shown first, and when it is shown second.
 
-    Their mean is free of additive position bias: a bias toward the first image enters them with opposite sign.
+    Their mean is free of additive position bias: a bias toward the first image enters them with opposite sign. Both
+    orders are asked at once, because then the images shown first recur most.
 
     Args:
         judge: the judge asked.
-        a: (P, T, D) encoded images.
-        b: (P, T, D) encoded images.
+        seen: (N, T, D) encoded images.
+        pairs: (P, 2) int64 rows of ``seen``, a and b.
         question: a comparison.
 
     Returns:
         Two (P,) float32 log-odds that ``a`` is the better one.
     """
-    ab = judge.compare(a, b, question)
-    ba = judge.compare(b, a, question)
+    logits = judge.compare_among(seen, torch.cat([pairs, pairs.flip(1)]), question)
+    ab, ba = logits[: len(pairs)], logits[len(pairs) :]
     return ab[:, 0] - ab[:, 1], ba[:, 1] - ba[:, 0]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A question as token ids: text chunks around the images, and the ids of the answer words."""
+def to_pixels(judge: Judge, views: np.ndarray) -> Tensor:
+    """Views (..., 3, S, S) uint8 -> (B, 3, S, S) float32 in [0, 1] on the judge's device.
 
-    chunks: tuple[Tensor, ...]
-    answers: Tensor
+    They cross to a GPU as bytes, from pinned memory, while it computes.
+    """
+    bytes_ = torch.from_numpy(views).flatten(0, -4)
+    if judge.device.type == "cuda":
+        bytes_ = bytes_.pin_memory().to(judge.device, non_blocking=True)
+    return bytes_.float() / 255
 
 
 class OwlJudge:
@@ -93,13 +106,15 @@ class OwlJudge:
         name: id shown and stored.
         revision: revision or weight fingerprint.
         family: how images are fitted and questions put.
-        source: folder or hub id that ``load_judge`` takes to load it again.
+        memory_mib: what the activations of a forward pass without gradients may take.
 
     Raises:
         JudgeError: when an answer of one of the family's questions is not a single token for this tokenizer.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str, revision: str, family: Family) -> None:
+    def __init__(
+        self, model: Any, processor: Any, name: str, revision: str, family: Family, memory_mib: int = MEMORY_MIB
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.processor = processor
         self.id, self.revision, self.family = name, revision, family
@@ -110,7 +125,8 @@ class OwlJudge:
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self._prompt: PixelPrompt | None = None
-        self._asked: dict[Question, _Asked] = {}
+        self._asked: dict[Question, Asked] = {}
+        self.asker = Asker(model, memory_mib)
         # At the image tower, because every road to an answer (forward, generate, TRL) passes there and nowhere else.
         model.model.vision_model.register_forward_pre_hook(self._add_prompt, with_kwargs=True)
         self._check_answers()
@@ -136,24 +152,44 @@ class OwlJudge:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Images (B, 3, S, S) float32 in [0, 1] -> visual tokens (B, T, D), differentiable in pixels."""
-        pixels = pixels.to(self.device, torch.float32)
-        seen: Tensor = self.model.get_visual_tokens((pixels - self._mean) / self._std)
-        return seen
+
+        def encode(rows: slice) -> Tensor:
+            part = pixels[rows].to(self.device, torch.float32)
+            seen: Tensor = self.model.get_visual_tokens((part - self._mean) / self._std)
+            return seen
+
+        if torch.is_grad_enabled():
+            return encode(slice(None))
+        return self.asker.room.in_batches("images", len(pixels), self.image_bytes(), encode)
 
     def rate(self, seen: Tensor, question: Question) -> Tensor:
         """Visual tokens (B, T, D) -> logits of the question's answers, worst to best (B, A) float32."""
         asked = self._ask(question)
         if OTHER not in question.answers:
-            return self._answer(asked, [seen]) / question.temperature
+            return self.asker.answers(asked, [seen]) / question.temperature
         vocabulary = torch.arange(self.model.lm_head.weight.shape[0], device=self.device)
-        logits = self._answer(_Asked(asked.chunks, vocabulary), [seen]) / question.temperature
+        logits = self.asker.answers(Asked(asked.chunks, vocabulary), [seen]) / question.temperature
         rest = logits.index_fill(1, asked.answers, -torch.inf).logsumexp(1, keepdim=True)
         named, place = logits[:, asked.answers], question.answers.index(OTHER)
         return torch.cat([named[:, :place], rest, named[:, place:]], dim=1)
 
     def compare(self, first: Tensor, second: Tensor, question: Question) -> Tensor:
         """Visual tokens 2 x (P, T, D) -> logits of (first is better, second is better) (P, 2) float32."""
-        logits = self._answer(self._ask(question), [first, second]) / question.temperature
+        return self._odds(self.asker.answers(self._ask(question), [first, second]), question)
+
+    def compare_among(self, seen: Tensor, pairs: Tensor, question: Question) -> Tensor:
+        """The same for pairs (P, 2) int64 of the visual tokens (N, T, D), the image shown first in front.
+
+        The text before an image is read once for all, and an image shown first, with the text around it, once for all
+        pairs that begin with it. Equal to ``compare`` up to rounding; no gradient passes.
+        """
+        with torch.no_grad():
+            return self._odds(self.asker.answers_among(self._ask(question), seen, pairs.to(self.device)), question)
+
+    @staticmethod
+    def _odds(logits: Tensor, question: Question) -> Tensor:
+        """Logits of a comparison's answers (P, A) -> logits of (first is better, second is better) (P, 2)."""
+        logits = logits / question.temperature
         if question.answers == ("first", "second"):
             return logits
         # Graded words (inferior ... superior): their values are the probability that the second image is better.
@@ -174,7 +210,7 @@ class OwlJudge:
         Raises:
             JudgeError: when the tokenizer lacks a word, or an answer is not a single token.
         """
-        return self._answer(self._tokens(text, text, answers), seen)
+        return self.asker.answers(self._tokens(text, text, answers), seen)
 
     def tell(self, seen: Sequence[Tensor], text: str, limit: int) -> list[str]:
         """Let the judge write on after a text with images, greedily, until it ends or has ``limit`` tokens.
@@ -191,7 +227,7 @@ class OwlJudge:
             JudgeError: when the tokenizer lacks a word of the text.
         """
         places = torch.full((seen[0].shape[1],), self.processor.image_token_id, device=self.device)
-        ids = torch.cat(_woven(self._tokens(text, text, ()).chunks, [places] * len(seen))).expand(len(seen[0]), -1)
+        ids = torch.cat(woven(self._tokens(text, text, ()).chunks, [places] * len(seen))).expand(len(seen[0]), -1)
         images = BaseModelOutputWithPooling(pooler_output=list(torch.stack(list(seen), dim=1).flatten(0, 1)))
         with torch.no_grad():
             written = self.model.generate(
@@ -211,9 +247,17 @@ class OwlJudge:
         states: Tensor = self.model.model.vision_model((pixels - self._mean) / self._std).last_hidden_state
         return states[:, 1:].mean(dim=1).float()
 
-    def _answer(self, asked: _Asked, seen: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.model.answer_logits(_woven(asked.chunks, seen), asked.answers)
-        return logits
+    @property
+    def prompt_sha(self) -> str:
+        """Hash of the prompt attached, ``none`` for the bare judge."""
+        return "none" if self._prompt is None else self._prompt.sha()
+
+    def image_bytes(self) -> int:
+        """What encoding one image takes, about: its pixels, a few times over, and the widest states of a layer."""
+        vision = self.model.config.vision_config
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        states = tokens * (8 * vision.hidden_size + 2 * vision.intermediate_size) * self.asker.item
+        return int(states + 4 * 4 * 3 * vision.image_size**2)
 
     def _add_prompt(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prompt is None:
@@ -228,18 +272,18 @@ class OwlJudge:
         x = torch.clamp(x + shift, low, high)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": x})
 
-    def _ask(self, question: Question) -> _Asked:
+    def _ask(self, question: Question) -> Asked:
         if question not in self._asked:
             words = [word for word in question.answers if word != OTHER]
             self._asked[question] = self._tokens(question.name, question.text, words)
         return self._asked[question]
 
-    def _tokens(self, name: str, text: str, answers: Sequence[str]) -> _Asked:
+    def _tokens(self, name: str, text: str, answers: Sequence[str]) -> Asked:
         try:
             chunks = self.processor.encode_text(text)
         except ValueError as error:
             raise JudgeError(f"question {name!r} cannot be put to judge {self.id}: {error}.") from error
-        return _Asked(
+        return Asked(
             tuple(torch.tensor(ids, dtype=torch.long, device=self.device) for ids in chunks),
             torch.tensor([self._answer_id(name, word) for word in answers], device=self.device),
         )
@@ -262,16 +306,6 @@ class OwlJudge:
             self._ask(question)
 
 
-def _woven(chunks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
-    """The parts of a text with its images between them; one part more than images.
-
-    Raises:
-        ValueError: when there are more or fewer images than places for them.
-    """
-    rest = [part for pair in zip(images, chunks[1:], strict=True) for part in pair]
-    return [chunks[0], *rest]
-
-
 def load_judge(
     name: str,
     revision: str | None,
@@ -280,6 +314,10 @@ def load_judge(
     device: str,
     question: str = "auto",
     preprocess: Preprocess = "own",
+    quantization: Quantization = "none",
+    checkpointing: bool = False,
+    compiled: bool = False,
+    memory_mib: int = MEMORY_MIB,
 ) -> OwlJudge:
     """Load a frozen judge.
 
@@ -291,6 +329,10 @@ def load_judge(
         device: ``auto`` or a torch device.
         question: what it rates with, see ``questions.choose``.
         preprocess: how images are prepared for it, see ``questions.Family``.
+        quantization: bits of the language model's weights, see ``small_cards.quantized``.
+        checkpointing: trade time for memory in training, see ``small_cards.checkpoint_layers``.
+        compiled: compile its layers, see ``small_cards.compile_layers``.
+        memory_mib: what the states of a forward pass without gradients may take, see ``asking.Room``.
 
     Returns:
         The judge, on the device, frozen.
@@ -304,8 +346,9 @@ def load_judge(
         source = str(nano) if name == NANO else name
     if name == NANO:
         disable_progress_bar()  # it loads in a blink
+    fewer_bits = quantized(quantization, kind, target)
     try:
-        model, processor = load_owl2(source, revision=revision, dtype=kind, device=target)
+        model, processor = load_owl2(source, revision=revision, dtype=kind, device=target, quantization=fewer_bits)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise JudgeError(
@@ -322,7 +365,11 @@ def load_judge(
         raise JudgeError(
             f"judge.question {error}, which judges of the family {chosen} can rate with; set one of these or auto."
         ) from error
-    return OwlJudge(model, processor, name, stamp, asked)
+    if compiled:
+        compile_layers(model)
+    if checkpointing:
+        checkpoint_layers(model)
+    return OwlJudge(model, processor, name, stamp, asked, memory_mib)
 
 
 def resolve_device(device: str) -> torch.device:

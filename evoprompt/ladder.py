@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,6 +17,8 @@ from evoprompt.runs import LADDER, stream
 
 # Degrading a 40-megapixel photo takes seconds a step and is scaled down afterwards anyway.
 MAX_EDGE = 1024
+# Pictures kept to be degraded again, of at most 3 MiB each.
+_PICTURES = 64
 
 
 def strengths(levels: int) -> list[float]:
@@ -60,6 +64,9 @@ class Pool:
         self._keys: dict[tuple[int, str, float], int] = {}
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._room = max(1, max_bytes // (3 * size * size * views))
+        self._ladder: set[int] = set()
+        self._pictures: OrderedDict[int, Image.Image] = OrderedDict()
+        self._keeping, self._reading = Lock(), Lock()  # several threads may ask for images
 
     def degraded(self, image: int, kind: str, strength: float) -> int:
         """Key of an image at one strength of one kind."""
@@ -67,6 +74,7 @@ class Pool:
         if what not in self._keys:
             self._keys[what] = len(self.images) + len(self._degraded)
             self._degraded.append(what)
+            self._ladder.add(image)
         return self._keys[what]
 
     def chain(self, image: int, kind: str, levels: int) -> Chain:
@@ -83,21 +91,28 @@ class Pool:
 
     def __call__(self, key: int) -> np.ndarray:
         """Views of an image, (V, 3, S, S) uint8 RGB."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        with self._keeping:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
         views = fit_image(self._picture(key), self.fit, self.size, self.views)
-        self._kept[key] = views
-        if len(self._kept) > self._room:
-            self._kept.popitem(last=False)
+        with self._keeping:
+            self._kept[key] = views
+            if len(self._kept) > self._room:
+                self._kept.popitem(last=False)
         return views
 
     def _picture(self, key: int) -> Image.Image:
         if key < len(self.images):
-            return read_image(self.images.records[key].path)
+            if key not in self._ladder:
+                return read_image(self._path(key))
+            with self._reading:
+                return self._read(key)
         image, kind, strength = self._degraded[key - len(self.images)]
-        picture = read_image(self.images.records[image].path)
-        picture.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+        with self._reading:
+            if image not in self._pictures:
+                self._read(image)
+            picture = self._pictures[image]
         if min(picture.size) < MIN_SIDE:
             picture = ImageOps.expand(picture, MIN_SIDE, PAD_COLOUR)
         if not strength:
@@ -105,6 +120,20 @@ class Pool:
         # One stream a chain, so that a stronger step is the same noise or the same blocks, only stronger.
         rng = stream(self.seed, 0, LADDER, image, KINDS.index(kind))
         return Image.fromarray(degrade(np.asarray(picture), kind, strength, rng))
+
+    def _path(self, image: int) -> Path:
+        with self._keeping:  # the records may be read from a file
+            return self.images.records[image].path
+
+    def _read(self, image: int) -> Image.Image:
+        """Decode an image of the ladder; a small copy of it stays, so that no strength decodes it again."""
+        picture = read_image(self._path(image))
+        small = picture.copy()
+        small.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+        self._pictures[image] = small
+        if len(self._pictures) > _PICTURES:
+            self._pictures.popitem(last=False)
+        return picture
 
 
 def plan_chains(

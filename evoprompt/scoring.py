@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evoprompt.ahead import ahead
 from evoprompt.anchors import AnchorRater, Anchors, find_anchors
 from evoprompt.errors import DataError
 from evoprompt.images import as_rgb, fit_image, read_image
-from evoprompt.judge import NANO, Judge, load_judge
+from evoprompt.judge import NANO, Judge, load_judge, to_pixels
 from evoprompt.labels import Labels
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import LEVELS, OTHER, Preprocess, Question
@@ -78,7 +79,7 @@ def score_views(judge: Judge, views: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     question = judge.family.rate[0]
     with torch.no_grad():
-        seen = judge.encode(torch.from_numpy(views).flatten(0, 1).float() / 255)
+        seen = judge.encode(to_pixels(judge, views))
         logits = judge.rate(seen, question).view(*views.shape[:2], -1)
     probabilities = level_probabilities(logits).cpu().double().numpy()
     return probabilities @ np.array(question.values), probabilities
@@ -93,14 +94,17 @@ def score_labels(
         Scores (N,) and answer probabilities (N, A), float64, of each prompt.
     """
     columns: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in prompts]
-    for start in range(0, len(labels.paths), batch_size):
-        paths = labels.paths[start : start + batch_size]
-        fitted = [fit_image(read_image(p), judge.family.fit, judge.image_size, judge.family.views) for p in paths]
-        views = np.stack(fitted)
+
+    def fitted(path: Path) -> np.ndarray:
+        return fit_image(read_image(path), judge.family.fit, judge.image_size, judge.family.views)
+
+    images = ahead(fitted, labels.paths, 2 * batch_size)
+    while batch := list(islice(images, batch_size)):
+        views = np.stack(batch)
         for column, prompt in zip(columns, prompts, strict=True):
             judge.attach(prompt)
             column.append(score_views(judge, views))
-        advance(len(paths))
+        advance(len(batch))
     return [(np.concatenate([s for s, _ in c]), np.concatenate([p for _, p in c])) for c in columns]
 
 
@@ -166,27 +170,27 @@ class Scorer:
         self.judge.attach(self.prompt)
         rater = None if self.anchors is None else AnchorRater(self.judge, self.anchors)
         answers = self.judge.family.rate[0].answers
-        while batch := list(islice(flat, batch_size)):
-            fitted: list[np.ndarray] = []
-            errors: list[str] = []
-            for name, picture in batch:
-                try:
-                    opened = read_image(Path(name)) if picture is None else picture
-                    fitted.append(
-                        fit_image(opened, self.judge.family.fit, self.judge.image_size, self.judge.family.views)
-                    )
-                    errors.append("")
-                except DataError as error:
-                    errors.append(str(error))
+        ready = ahead(self._fitted, flat, 2 * batch_size)
+        while batch := list(islice(ready, batch_size)):
+            fitted = [views for _, views in batch if not isinstance(views, str)]
             numbers = _numbers(self.judge, rater, np.stack(fitted)) if fitted else iter(())
-            for (name, _), reason in zip(batch, errors, strict=True):
-                if reason:
-                    yield Score(name, None, None, reason, answers)
+            for name, views in batch:
+                if isinstance(views, str):
+                    yield Score(name, None, None, views, answers)
                 else:
                     score, probabilities = next(numbers)
                     yield Score(name, score, probabilities, "", answers)
             if done is not None:
                 done(len(batch))
+
+    def _fitted(self, given: tuple[str, Image.Image | None]) -> tuple[str, np.ndarray | str]:
+        """Name and views (V, 3, S, S) of an image, or what is wrong with it."""
+        name, picture = given
+        try:
+            opened = read_image(Path(name)) if picture is None else picture
+            return name, fit_image(opened, self.judge.family.fit, self.judge.image_size, self.judge.family.views)
+        except DataError as error:
+            return name, str(error)
 
 
 def _numbers(

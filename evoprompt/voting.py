@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evoprompt.config import VoteConfig
+from evoprompt.ahead import Ahead
+from evoprompt.config import EvalConfig, VoteConfig
 from evoprompt.errors import RecipeError
-from evoprompt.judge import Judge, preference_logits
+from evoprompt.judge import Judge, preference_logits, to_pixels
 from evoprompt.questions import Question
 from evoprompt.runs import stream
 from evoprompt.thurstone import level_moments, prefer_z
+from evoprompt.token_cache import TokenCache
 
 Pixels = Callable[[int], np.ndarray]
 SOURCES = ("compare", "rate")
 # A rating's variance is that of five discrete levels; this keeps a confident rating from becoming a step function.
 RATE_GAMMA = 0.1
+LIMITS = EvalConfig()
 
 
 @dataclass(frozen=True)
@@ -136,53 +139,97 @@ def pairs_of(group: np.ndarray) -> np.ndarray:
 class Seen:
     """What the judge keeps of each image, computed once per image while the prompt is fixed.
 
-    Images are encoded in blocks of fixed membership, so that a run continued after a kill computes the very same
-    numbers as one that was never interrupted.
+    Images are encoded in blocks of fixed membership, in the order in which they will be asked for, so that a run
+    continued after a kill, or shared among processes, computes the very same numbers as one that was not. While a block
+    is encoded the next one is read and fitted.
 
     Args:
         judge: the judge, with the prompt of this round attached.
-        images: indices that will be asked for.
-        pixels: index -> (V, 3, S, S) uint8.
+        images: indices that will be asked for, in about that order.
+        pixels: index -> (V, 3, S, S) uint8; several threads call it.
         block: images encoded at a time.
+        views: how many of the V views are encoded; None = all.
+        limits: what may be kept, see ``token_cache.TokenCache``; what is no longer kept is encoded again.
     """
 
-    def __init__(self, judge: Judge, images: Iterable[int], pixels: Pixels, block: int) -> None:
-        self.judge, self.pixels = judge, pixels
-        self._order = sorted(set(int(i) for i in images))
-        self._place = {image: k for k, image in enumerate(self._order)}
-        self._block = max(1, block)
-        self._tokens: dict[int, Tensor] = {}
-        self._ratings: dict[tuple[str, int], Tensor] = {}
+    def __init__(
+        self,
+        judge: Judge,
+        images: Iterable[int],
+        pixels: Pixels,
+        block: int,
+        views: int | None = None,
+        limits: EvalConfig = LIMITS,
+    ) -> None:
+        self.judge = judge
+        order = list(dict.fromkeys(int(i) for i in images))
+        block = max(1, block)
+        self._blocks = [order[start : start + block] for start in range(0, len(order), block)]
+        self._block_of = {image: number for number, members in enumerate(self._blocks) for image in members}
+        self._read_ahead: Ahead[int, np.ndarray] = Ahead(lambda image: pixels(image)[:views], 2 * block)
+        self._begun: set[int] = set()
+        self._cache = TokenCache(judge.device, limits.device_cache_mib, limits.host_cache_mib, limits.disk_cache_mib)
+        self._views = 0
+        self._ratings: dict[tuple[str, str, int], Tensor] = {}
 
     def tokens(self, images: Iterable[int], view: int) -> Tensor:
         """Encoded view of images, (B, T, D)."""
-        return torch.stack([self._image(int(i))[view] for i in images])
+        wanted = [int(i) for i in images]
+        prompt = self.judge.prompt_sha
+        found: dict[int, Tensor] = {}
+        for image in wanted:
+            if image not in found:
+                kept = self._cache.get(self._key(prompt, image, view))
+                if kept is None:
+                    found |= {i: seen[view] for i, seen in self._encode(self._block_of[image], prompt).items()}
+                else:
+                    found[image] = kept
+        return torch.stack([found[image] for image in wanted])
 
     def ratings(self, images: Sequence[int] | np.ndarray, question: Question) -> Tensor:
         """Level logits of every view of images, (B, V, 5) float32."""
+        prompt = self.judge.prompt_sha
         for image in images:
-            if (question.name, int(image)) not in self._ratings:
-                self._rate_block(self._place[int(image)] // self._block, question)
-        return torch.stack([self._ratings[question.name, int(i)] for i in images])
+            if (prompt, question.name, int(image)) not in self._ratings:
+                self._rate(self._block_of[int(image)], question, prompt)
+        return torch.stack([self._ratings[prompt, question.name, int(i)] for i in images])
 
-    def _image(self, image: int) -> Tensor:
-        if image not in self._tokens:
-            start = self._place[image] // self._block * self._block
-            members = self._order[start : start + self._block]
-            views = torch.from_numpy(np.stack([self.pixels(i) for i in members]))
-            n, v = views.shape[:2]
-            with torch.no_grad():
-                tokens = self.judge.encode(views.flatten(0, 1).float() / 255)
-            self._tokens.update(zip(members, tokens.view(n, v, *tokens.shape[1:]), strict=True))
-        return self._tokens[image]
+    def _key(self, prompt: str, image: int, view: int) -> tuple[str, str, str, int, int]:
+        """A prompt that has changed since finds nothing of what was seen before."""
+        return prompt, self.judge.id, self.judge.revision, image, view
 
-    def _rate_block(self, block: int, question: Question) -> None:
-        members = self._order[block * self._block : (block + 1) * self._block]
-        tokens = torch.stack([self._image(i) for i in members])
+    def _encode(self, number: int, prompt: str) -> dict[int, Tensor]:
+        """Encode a block: (V, T, D) of each of its images."""
+        members = self._blocks[number]
+        views = np.stack(self._read_ahead.take(members))
+        self._begun.add(number)
+        if number + 1 < len(self._blocks) and number + 1 not in self._begun:
+            self._read_ahead.start(self._blocks[number + 1])
+        self._views = views.shape[1]
+        with torch.no_grad():
+            seen = self.judge.encode(to_pixels(self.judge, views))
+        tokens = seen.view(*views.shape[:2], *seen.shape[1:])
+        for image, each in zip(members, tokens, strict=True):
+            for view, one in enumerate(each):
+                self._cache.put(self._key(prompt, image, view), one)
+        return dict(zip(members, tokens, strict=True))
+
+    def _rate(self, number: int, question: Question, prompt: str) -> None:
+        seen = self._kept(number, prompt) or self._encode(number, prompt)
+        tokens = torch.stack(list(seen.values()))
         with torch.no_grad():
             logits = self.judge.rate(tokens.flatten(0, 1), question).view(*tokens.shape[:2], -1).cpu()
-        for image, row in zip(members, logits, strict=True):
-            self._ratings[question.name, image] = row
+        self._ratings.update(((prompt, question.name, image), row) for image, row in zip(seen, logits, strict=True))
+
+    def _kept(self, number: int, prompt: str) -> dict[int, Tensor] | None:
+        """A block as ``_encode`` gives it, if all of it is still kept."""
+        members: dict[int, Tensor] = {}
+        for image in self._blocks[number]:
+            views = [self._cache.get(self._key(prompt, image, view)) for view in range(self._views)]
+            if not views or any(view is None for view in views):
+                return None
+            members[image] = torch.stack([view for view in views if view is not None])
+        return members
 
 
 def collect_votes(
@@ -208,12 +255,13 @@ def collect_votes(
     """
     family = seen.judge.family
     rows: list[tuple[str, str, int, str, list[float]]] = []
+    images, places = np.unique(pairs, return_inverse=True)
+    among = torch.from_numpy(places.reshape(pairs.shape))
     for view in range(config.views):
         if "compare" in sources:
-            a, b = seen.tokens(pairs[:, 0], view), seen.tokens(pairs[:, 1], view)
+            tokens = seen.tokens(images, view)
             for question in family.compare[: config.wordings]:
-                with torch.no_grad():
-                    ab, ba = preference_logits(seen.judge, a, b, question)
+                ab, ba = preference_logits(seen.judge, tokens, among, question)
                 rows.append(("compare", question.name, view, "ab", ab.tolist()))
                 rows.append(("compare", question.name, view, "ba", ba.tolist()))
         if "rate" in sources:

@@ -73,10 +73,8 @@ def votes(judge: OwlJudge, seen: Tensor, pairs: np.ndarray, wordings: int) -> np
     """Share of the votes for the first of each pair (P,), over views and wordings, order bias removed."""
     shares = []
     for view in range(seen.shape[1]):
-        a, b = seen[pairs[:, 0], view], seen[pairs[:, 1], view]
         for question in judge.family.compare[:wordings]:
-            with torch.no_grad():
-                ab, ba = preference_logits(judge, a, b, question)
+            ab, ba = preference_logits(judge, seen[:, view], torch.from_numpy(pairs), question)
             shares.append(torch.sigmoid((ab + ba) / 2))
     return torch.stack(shares).mean(0).numpy()
 

@@ -84,6 +84,13 @@ class ScriptedJudge:
         logit = logit * flips + self.order_bias
         return torch.stack([logit / 2, -logit / 2], dim=-1)
 
+    def compare_among(self, seen: Tensor, pairs: Tensor, question: Question) -> Tensor:
+        return self.compare(seen[pairs[:, 0]], seen[pairs[:, 1]], question)
+
+    @property
+    def prompt_sha(self) -> str:
+        return "none" if self.prompt is None else self.prompt.sha()
+
     def ask(self, seen: Sequence[Tensor], text: str, answers: Sequence[str]) -> Tensor:
         """Answers about the last images of a text, as `rate` and `compare` do."""
         if tuple(answers) == ("first", "second"):

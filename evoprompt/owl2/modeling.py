@@ -5,8 +5,6 @@ transformers reads the `config` annotations of the classes, so they must not bec
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,80 +21,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from evoprompt.owl2.configuration import Owl2Config
+from evoprompt.owl2.sharing import Passage
 from evoprompt.owl2.vision import Owl2PreTrainedModel, Owl2VisionModel, Owl2VisualAbstractor, eager_attention
-
-TEXT, IMAGE = 0, 1
-
-
-@dataclass(frozen=True)
-class Ways:
-    """Which of its two weights a layer takes at which position. Made once per forward, so that no layer computes both.
-
-    Rows that place text and image alike are cut into slices, ``sizes`` positions each; other batches are gathered.
-
-    Args:
-        ways: TEXT or IMAGE for every part.
-        sizes: positions of every part; None = the rows differ.
-        is_image: (N, 1) or (B, N, 1) bool; None = text only.
-        parts: flat positions of every part, when the rows differ.
-        back: (B * N,) the order that puts gathered parts back, when the rows differ.
-    """
-
-    ways: tuple[int, ...]
-    sizes: tuple[int, ...] | None = None
-    is_image: Tensor | None = None
-    parts: tuple[Tensor, ...] = ()
-    back: Tensor | None = None
-
-    @classmethod
-    def of_runs(cls, runs: Sequence[tuple[int, int]], device: torch.device) -> "Ways":
-        """The layout of rows that all consist of these (way, length) runs."""
-        ways, sizes = zip(*runs, strict=True)
-        if IMAGE not in ways:
-            return cls((TEXT,))
-        flags = torch.tensor(ways, dtype=torch.bool).repeat_interleave(torch.tensor(sizes))
-        return cls(ways, sizes, flags[:, None].to(device))
-
-    @classmethod
-    def of_mask(cls, is_image: Tensor) -> "Ways":
-        """The layout of a batch, (B, N) bool, True at image tokens. Waits for the device once."""
-        rows = is_image.cpu()
-        if bool((rows == rows[:1]).all()):
-            runs = [(int(way), len(list(run))) for way, run in groupby(rows[0].tolist())]
-            return cls.of_runs(runs, is_image.device)
-        flat = rows.flatten()
-        parts = (torch.nonzero(~flat)[:, 0], torch.nonzero(flat)[:, 0])
-        back = torch.cat(parts).argsort().to(is_image.device)
-        return cls((TEXT, IMAGE), None, is_image[..., None], tuple(part.to(is_image.device) for part in parts), back)
-
-    def to(self, device: Any, non_blocking: bool = False) -> "Ways":
-        """The same layout on another device; accelerate calls this where a model is spread over several."""
-        if self.is_image is None:
-            return self
-        return replace(
-            self,
-            is_image=self.is_image.to(device, non_blocking=non_blocking),
-            parts=tuple(part.to(device, non_blocking=non_blocking) for part in self.parts),
-            back=None if self.back is None else self.back.to(device, non_blocking=non_blocking),
-        )
-
-    def split(self, states: Tensor) -> Sequence[Tensor]:
-        """(B, N, D) -> one tensor per part."""
-        if self.is_image is None:
-            return (states,)
-        if self.sizes is not None:
-            parts: Sequence[Tensor] = states.split(self.sizes, dim=1)
-            return parts
-        flat = states.flatten(0, 1)
-        return tuple(flat[part] for part in self.parts)
-
-    def join(self, parts: Sequence[Tensor], batch: int) -> Tensor:
-        """What ``split`` took apart, put together again: (B, N, D)."""
-        if len(parts) == 1:
-            return parts[0]
-        if self.back is None:
-            return torch.cat(tuple(parts), dim=1)
-        return torch.cat(tuple(parts))[self.back].unflatten(0, (batch, -1))
+from evoprompt.owl2.ways import IMAGE, TEXT, Ways
 
 
 class Owl2MultiwayNorm(nn.Module):
@@ -152,7 +79,7 @@ class Owl2Attention(nn.Module):
         ways: Ways,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        past_key_values: Cache | Passage | None,
         last_only: bool,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -173,6 +100,9 @@ class Owl2Attention(nn.Module):
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        if isinstance(past_key_values, Passage) and past_key_values.before is not None:
+            seen = past_key_values.look_back(query, key, value, attention_mask, self.scaling, self.layer_idx)
+            return self.o_proj(seen.reshape(batch, query.shape[2], -1)), None
         dropout = self.config.attention_dropout if self.training else 0.0
         # Called by this name in this file: set_attn_implementation() looks for it in the source.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -196,11 +126,11 @@ class Owl2DecoderLayer(GradientCheckpointingLayer):
         ways: Ways,
         rotary: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: Cache | Passage | None = None,
         last_only: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D); with ``last_only``, which needs text at the end, (B, 1, D)."""
+        """(B, N, D) -> (B, N, D); with ``last_only`` (B, 1, D)."""
         normed = self.input_layernorm(hidden_states, ways)
         seen, _ = self.self_attn(normed, ways, rotary, attention_mask, past_key_values, last_only, **kwargs)
         if last_only:
@@ -320,22 +250,27 @@ class Owl2Model(Owl2PreTrainedModel):
             states = layer(states, ways, rotary, attention_mask=mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(states), past_key_values=past_key_values)
 
-    def last_state(self, segments: Sequence[Tensor]) -> Tensor:
-        """The state after the last of these segments, see ``Owl2ForConditionalGeneration.answer_logits``; (B, D)."""
+    def last_state(self, segments: Sequence[Tensor], passage: Passage | None = None) -> Tensor:
+        """The state after the last of these segments, see ``Owl2ForConditionalGeneration.answer_logits``; (B, D).
+
+        With a passage, they go on from ``passage.before``, and it keeps what is read if it is to.
+        """
         batch = next((segment.shape[0] for segment in segments if segment.ndim == 3), 1)
         dtype, device = self.embed_tokens.weight.dtype, self.embed_tokens.weight.device
         runs = [(TEXT, segment.shape[0]) if segment.ndim == 1 else (IMAGE, segment.shape[1]) for segment in segments]
         pieces = [self.embed_tokens(part.to(device)) if part.ndim == 1 else part.to(device, dtype) for part in segments]
         states = torch.cat([piece.expand(batch, -1, -1) for piece in pieces], dim=1)
-        ways = Ways.of_runs(runs, device)
-        length = states.shape[1]
-        rotary = self.rotary_emb(states, position_ids=torch.arange(length, device=device)[None])
+        ways = Ways.of_runs([run for run in runs if run[1]], device)
+        before = None if passage is None else passage.before
+        start, length = 0 if before is None else before.length, states.shape[1]
+        rotary = self.rotary_emb(states, position_ids=torch.arange(start, start + length, device=device)[None])
         mask = None
-        if self.config._attn_implementation == "eager":  # the others see to causality themselves
+        if before is not None or self.config._attn_implementation == "eager":  # the others see to causality themselves
             mask = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
         for layer in self.layers[:-1]:
-            states = layer(states, ways, rotary, attention_mask=mask)
-        states = self.layers[-1](states, ways, rotary, last_only=True)
+            states = layer(states, ways, rotary, attention_mask=mask, past_key_values=passage)
+        # Of the last layer only one position is asked for; keys and values are those of all.
+        states = self.layers[-1](states, ways, rotary, past_key_values=passage, last_only=True)
         last: Tensor = self.norm(states)[:, 0]
         return last
 
@@ -372,12 +307,28 @@ class Owl2ForConditionalGeneration(Owl2PreTrainedModel, GenerationMixin):
         tokens: Tensor = self.model.visual_abstractor(self.model.vision_model(pixel_values, keep=keep)[0], keep)
         return tokens
 
-    def answer_logits(self, segments: Sequence[Tensor], answer_ids: Tensor) -> Tensor:
-        """Logits of a few answers after a text with images: no cache, no mask, one position, only the asked head rows.
+    @torch.no_grad()
+    def read(self, segments: Sequence[Tensor], before: Passage | None = None) -> Passage:
+        """Read the beginning of a text once, for any number of rows that go on from it; no gradient passes it.
+
+        Args:
+            segments: as in ``answer_logits``, but they may end with visual tokens.
+            before: what they go on from, at most as many rows as they have, see ``Passage``.
+
+        Returns:
+            What was read, ``before`` included.
+        """
+        passage = Passage(before)
+        self.model.last_state(segments, passage)
+        return passage
+
+    def answer_logits(self, segments: Sequence[Tensor], answer_ids: Tensor, before: Passage | None = None) -> Tensor:
+        """Logits of a few answers after a text with images: no mask, one position, only the asked rows of the head.
 
         Args:
             segments: in reading order; (n,) int64 ids of text that the whole batch shares, or (B, T, D) visual tokens.
             answer_ids: (A,) int64.
+            before: what the segments go on from, see ``Passage``.
 
         Returns:
             (B, A) float32; the product with the head is computed in float32 whatever the dtype of the model.
@@ -389,7 +340,7 @@ class Owl2ForConditionalGeneration(Owl2PreTrainedModel, GenerationMixin):
         known = all(len(shape) in (1, 3) for shape in shapes)
         if not known or not shapes or len(shapes[-1]) != 1 or shapes[-1] == (0,):
             raise ValueError(f"segments are (n,) ids or (B, T, D) visual tokens and end with ids; got shapes {shapes}")
-        state = self.model.last_state(segments)
+        state = self.model.last_state(segments, None if before is None else Passage(before, kept=False))
         rows = self.lm_head.weight[answer_ids.to(self.lm_head.weight.device)]
         with torch.autocast(state.device.type, enabled=False):
             return nn.functional.linear(state.float(), rows.float())

@@ -187,6 +187,7 @@ def load_owl2(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    quantization: Any = None,
 ) -> tuple[Owl2ForConditionalGeneration, Owl2Processor]:
     """Load a checkpoint to be used frozen.
 
@@ -195,6 +196,7 @@ def load_owl2(
         revision: branch, tag or commit on the Hub; its commit is kept as ``model.config._commit_hash``.
         dtype: of the weights; the patch convolution stays float32.
         device: where the model goes.
+        quantization: configuration of transformers for weights in fewer bits; None = as they are.
 
     Returns:
         The model, in evaluation mode and with no parameter that requires a gradient, and its processor.
@@ -215,10 +217,13 @@ def load_owl2(
             "put the tokenizer of this checkpoint beside it"
         )
     config.image_token_index = processor.image_token_id
+    # Weights in fewer bits are made where they will be used, and cannot be moved.
+    fewer_bits = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     try:
         model, report = Owl2ForConditionalGeneration.from_pretrained(
-            path_or_id, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+            path_or_id, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
+            **options, **fewer_bits,
+        )  # fmt: skip
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path_or_id}: a weight file cannot be read: {reason}; fetch the checkpoint again") from error
@@ -229,4 +234,5 @@ def load_owl2(
             f"({unusable[0]} ...); fetch the checkpoint again"
         )
     config._commit_hash = getattr(pinned, "resolved", None)
-    return model.to(device).eval().requires_grad_(False), processor
+    model = model if fewer_bits else model.to(device)
+    return model.eval().requires_grad_(False), processor

@@ -140,7 +140,8 @@ class Owl2VisionEmbeddings(nn.Module):
                 f"pixel_values have shape {tuple(pixel_values.shape)}; the tower takes (images, 3, {self.image_size}, "
                 f"{self.image_size}). Prepare images with the checkpoint's processor."
             )
-        patches = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
+        with torch.autocast(pixel_values.device.type, enabled=False):  # it would undo the float32 of the convolution
+            patches = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
         positions: Tensor = self.position_embedding
         if keep is not None:
             patches = patches[:, keep]

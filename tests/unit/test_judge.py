@@ -68,10 +68,10 @@ def test_a_rating_does_not_depend_on_the_batch(judge: OwlJudge) -> None:
 
 
 def test_swapping_a_pair_negates_its_preference(judge: OwlJudge) -> None:
-    a, b = judge.encode(_images(4)), judge.encode(_images(4, seed=1))
+    seen, pairs = judge.encode(_images(8)), torch.arange(8).view(2, 4).T
     for question in judge.family.compare:
-        forth = torch.stack(preference_logits(judge, a, b, question)).mean(0)
-        back = torch.stack(preference_logits(judge, b, a, question)).mean(0)
+        forth = torch.stack(preference_logits(judge, seen, pairs, question)).mean(0)
+        back = torch.stack(preference_logits(judge, seen, pairs.flip(1), question)).mean(0)
         assert torch.allclose(forth, -back, atol=1e-4)
 
 

@@ -46,9 +46,9 @@ def test_a_pool_smaller_than_a_group_makes_smaller_groups() -> None:
 def test_swapping_a_pair_negates_its_preference() -> None:
     judge = ScriptedJudge(order_bias=0.7)
     seen = Seen(judge, range(4), _pixels, 2)
-    a, b = seen.tokens([0, 1], 0), seen.tokens([2, 3], 0)
+    tokens, pairs = seen.tokens(range(4), 0), torch.tensor([[0, 2], [1, 3]])
     question = judge.family.compare[0]
-    forth, back = (torch.stack(preference_logits(judge, *x, question)).mean(0) for x in ((a, b), (b, a)))
+    forth, back = (torch.stack(preference_logits(judge, tokens, x, question)).mean(0) for x in (pairs, pairs.flip(1)))
     assert torch.allclose(forth, -back, atol=1e-6)
 
 

@@ -1,0 +1,362 @@
+"""Measure speed and memory, each as a ratio to a straightforward way in the same process, on the same images.
+
+    python scripts/bench.py                                    # the embedded judge on a CPU, a few minutes
+    python scripts/bench.py --device cuda --architecture 7b    # random weights of the released shape, drawn on the GPU
+
+Writes docs/results/performance.json and a table of it, performance.md; another architecture than nano has its name in
+theirs. Parts: votes, step, score, scaling, hardware; processes (needs idle cores) and profile (where the time goes, to
+stderr) are run when named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import bench_plain as plain  # noqa: E402
+from bench_report import report  # noqa: E402
+
+from evoprompt.config import Recipe, VoteConfig  # noqa: E402
+from evoprompt.images import fit_image, read_image  # noqa: E402
+from evoprompt.judge import NANO, OwlJudge, load_judge, to_pixels  # noqa: E402
+from evoprompt.prompts import PixelPrompt, PromptConfig  # noqa: E402
+from evoprompt.scoring import Scorer  # noqa: E402
+from evoprompt.small_cards import checkpoint_layers  # noqa: E402
+from evoprompt.steps import Batch, Steps  # noqa: E402
+from evoprompt.training import PromptedRating  # noqa: E402
+from evoprompt.voting import Seen, collect_votes, count_votes, pairs_of  # noqa: E402
+
+PARTS = ("votes", "step", "score", "scaling", "hardware", "processes")
+GROUP, SLOW_PAIRS = 12, 24
+VOTE = VoteConfig(wordings=1, views=1, min_confidence=0.5)
+EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
+
+
+class Bench:
+    """A judge, and images fitted for it: the examples, or noise where the judge is random."""
+
+    def __init__(self, judge: OwlJudge, pairs: int, group: int = GROUP) -> None:
+        self.judge, self.slow_pairs, self.group, self.device = judge, pairs, group, judge.device
+        rng = np.random.default_rng(0)
+        if judge.id == NANO:
+            chosen = [EXAMPLES[k] for k in rng.permutation(len(EXAMPLES))]
+            self.images = np.stack([fit_image(read_image(path), "tiles", judge.image_size, 1) for path in chosen])
+        else:
+            shape = (4 * group, 1, 3, judge.image_size, judge.image_size)
+            self.images = rng.integers(0, 256, shape, dtype=np.uint8)
+
+    def votes(self) -> dict[str, Any]:
+        """Pairs a second of three ways to ask, and whether they agree on the labels."""
+        judge, question = self.judge, self.judge.family.compare[0]
+        judge.attach(None)
+        pairs = pairs_of(np.arange(self.group))
+        seconds, labels = self.timed(lambda: self._ours(1), repeats=3)
+        ours = {(x.a, x.b): x.share for x in labels}
+        chosen = pairs[np.random.default_rng(1).permutation(len(pairs))[: self.slow_pairs]]
+        pixels = to_pixels(judge, self.images[: self.group])
+        with torch.no_grad():
+            seen = judge.encode(pixels)
+        torch.manual_seed(0)
+        ways: dict[str, Callable[[int, int], tuple[float, int]]] = {
+            "generate": lambda a, b: plain.generated_share(judge, question, pixels[a], pixels[b]),
+            "forward": lambda a, b: plain.repeated_share(judge, question, pixels[a], pixels[b], encoded=False),
+            "forward, encoded once": lambda a, b: plain.repeated_share(judge, question, seen[a], seen[b], encoded=True),
+        }
+        found: dict[str, Any] = {"group": self.group, "draws": plain.DRAWS, "slow_pairs": len(chosen)}
+        found["ours"] = {"pairs_per_second": len(pairs) / seconds}
+        for name, way in ways.items():
+            taken, answers = self.timed(lambda way=way: [way(int(a), int(b)) for a, b in chosen], warm=False)
+            truth = np.array([ours[int(a), int(b)] for a, b in chosen])
+            shares, said = np.array(answers).T
+            found[name] = {
+                "pairs_per_second": len(chosen) / taken,
+                "answers": float(said.mean()),
+                "ours_is_faster": (len(pairs) / seconds) / (len(chosen) / taken),
+                "same_label": float(np.mean((shares > 0.5) == (truth > 0.5))),
+                "same_label_expected": float(np.mean(majority_chance(truth, said.astype(int)))),
+            }
+        return found
+
+    def step(self) -> dict[str, Any]:
+        """Time and peak memory of one optimiser step on a group, ours and the straightforward ways."""
+        # The straightforward way keeps the states of every image of every pair: 132 times 1.9 GiB for a 7B group.
+        item, pixels, pairs, targets = self._batch(self.group if self.judge.id == NANO else self.group // 2)
+        found: dict[str, Any] = {"n_images": len(pixels), "n_pairs": len(pairs)}
+        gradients = {}
+        ways = {"ours": "sdpa", "pairs": "eager", "accumulated": "eager", "batch": "eager"}
+        for way, attention in ways.items():
+            self.judge.model.set_attn_implementation(attention)
+            prompt = self._prompt()
+            optimizer = torch.optim.AdamW(prompt.parameters(), lr=1e-9)  # so that all ways see the same prompt
+            model = PromptedRating(self.judge, prompt, Recipe())
+
+            def once(
+                way: str = way, prompt: PixelPrompt = prompt, model: Any = model, optimizer: Any = optimizer
+            ) -> None:
+                optimizer.zero_grad()
+                if way == "ours":
+                    model(**item)["loss"].backward()
+                else:
+                    plain.plain_step(self.judge, prompt, pixels, pairs, targets, way)
+                optimizer.step()
+
+            seconds, _ = self.timed(once, repeats=3 if way in ("ours", "batch") else 1)
+            found[way] = {"seconds": seconds, "peak_mib": self.peak_mib(once)}
+            gradients[way] = prompt.theta.grad.clone()
+        for way in ways:
+            found[way]["ours_is_faster"] = found[way]["seconds"] / found["ours"]["seconds"]
+            found[way]["ours_takes"] = found["ours"]["peak_mib"] / found[way]["peak_mib"]
+            gap = (gradients[way] - gradients["ours"]).norm() / gradients["ours"].norm()
+            found[way]["gradient_differs_by"] = float(gap)
+        self.judge.model.set_attn_implementation("sdpa")
+        self.judge.attach(None)
+        return found
+
+    def score(self) -> dict[str, Any]:
+        """Images a second of the scorer and of a loop over files."""
+        scorer = Scorer(self.judge)
+        ours, scores = self.timed(lambda: [score.score for score in scorer(EXAMPLES)], repeats=3)
+        theirs, expected = self.timed(lambda: plain.plain_scores(self.judge, EXAMPLES), warm=False)
+        n = len(EXAMPLES)
+        return {
+            "images": n, "views": self.judge.family.views,
+            "ours": {"images_per_second": n / ours}, "loop": {"images_per_second": n / theirs},
+            "ours_is_faster": theirs / ours, "largest_difference": float(np.abs(np.subtract(scores, expected)).max()),
+        }  # fmt: skip
+
+    def scaling(self) -> dict[str, Any]:
+        """Time against images and pairs, memory against images."""
+        scorer = Scorer(self.judge)
+        scorer(EXAMPLES[:16])
+        images = {n: self.timed(lambda n=n: scorer((EXAMPLES * 4)[:n]), 2, warm=False)[0] for n in (32, 64, 128)}
+        of_group = self.group * (self.group - 1) // 2
+        pairs = {n * of_group: self.timed(lambda n=n: self._ours(n), 2)[0] for n in (1, 2, 4)}
+        memory = {n: peak_of_scoring(n) for n in (64, 512)}
+        return {
+            "seconds_by_images": images, "seconds_by_pairs": pairs, "peak_mib_by_images": memory,
+            "images_exponent": exponent(images), "pairs_exponent": exponent(pairs),
+            "memory_growth": memory[512] / memory[64],
+        }  # fmt: skip
+
+    def processes(self) -> dict[str, Any]:
+        """Seconds of a round against the number of processes that share it, one thread each."""
+        found = {}
+        for n in (1, 2):
+            with tempfile.TemporaryDirectory() as place:
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+                evolve = ["-m", "evoprompt", "evolve", "--unlabeled", str(ROOT / "examples"), "-o", f"{place}/run"]
+                sizes = [w for key in ("pairs.per_round=528", "train.steps=12", "rounds=1") for w in ("-s", key)]
+                command = [*launch, *evolve, "--force", "--device", "cpu", *sizes]
+                subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                found[n] = json.loads(Path(place, "run", "rounds", "001", "round.json").read_text())["seconds"]
+        return {"seconds_by_processes": found}
+
+    def hardware(self) -> dict[str, Any]:
+        """Share of the machine's matmul rate that voting and a training step reach, and what they take."""
+        rate = self.matmul_rate()
+        item, _, pairs, _ = self._batch(self.group)
+        model = PromptedRating(self.judge, self._prompt(), Recipe())
+        weights = sum(p.numel() * p.element_size() for p in self.judge.model.parameters()) / 2**30
+
+        def step() -> None:
+            model.zero_grad()
+            model(**item)["loss"].backward()
+
+        def vote() -> None:
+            self.judge.attach(None)
+            self._ours(1)
+            self.judge.attach(model.prompt)
+
+        found: dict[str, Any] = {
+            "on_gpu": self.device.type == "cuda",
+            "matmul_tflops": rate / 1e12,
+            "weights_gib": weights,
+        }
+        works = {"vote": vote, "step": step, "step, checkpointing": step}
+        for name, work in works.items():
+            if name == "step, checkpointing":
+                checkpoint_layers(self.judge.model)
+            seconds, _ = self.timed(work, repeats=3)
+            with FlopCounterMode(display=False) as counter:
+                work()
+            flops = counter.get_total_flops()
+            found[name] = {
+                "seconds": seconds, "tflop": flops / 1e12, "utilisation": flops / seconds / rate,
+                "peak_mib": self.peak_mib(work), "pairs_per_second": len(pairs) / seconds,
+            }  # fmt: skip
+        self.judge.attach(None)
+        return found
+
+    def profile(self) -> None:
+        """Where the time goes in the two hot paths, before and after, to stderr."""
+        judge, question = self.judge, self.judge.family.compare[0]
+        item, pixels, pairs, targets = self._batch(self.group)
+        prompt = self._prompt()
+        model = PromptedRating(judge, prompt, Recipe())
+
+        works: dict[str, Callable[[], Any]] = {
+            "votes before: generate, one pair": lambda: plain.generated_share(judge, question, *pixels[:2]),
+            "votes after: a group": lambda: self._ours(1),
+            "step before: one pair a forward": lambda: plain.plain_step(judge, prompt, pixels, pairs, targets, "pairs"),
+            "step after: a dense batch": lambda: model(**item)["loss"].backward(),
+        }
+        for name, work in works.items():
+            judge.model.set_attn_implementation("eager" if "step before" in name else "sdpa")
+            work()
+            with torch.profiler.profile() as record:
+                work()
+            table = record.key_averages().table(sort_by="self_cpu_time_total", row_limit=8, max_name_column_width=40)
+            print(f"== {name}\n{table}", file=sys.stderr)
+        judge.attach(None)
+
+    def _batch(self, size: int) -> tuple[dict[str, Tensor], Tensor, np.ndarray, Tensor]:
+        """What a training step gets, and its pixels (B, 3, S, S), pairs (P, 2) and targets (P,)."""
+        pairs = pairs_of(np.arange(size))
+        targets = np.linspace(0.05, 0.95, len(pairs), dtype=np.float32)
+        item = Steps([Batch(lambda rows: self.images[rows], pairs, targets, size)], 1, (0, 1))[0]
+        return item, item["pixels"], pairs, item["targets"]
+
+    def _ours(self, groups: int) -> list[Any]:
+        """Pseudo-labels of the pairs of some groups, from images read to votes counted."""
+        members = [np.arange(k * self.group, (k + 1) * self.group) for k in range(groups)]
+        seen = Seen(self.judge, np.concatenate(members), self.images.__getitem__, self.group, 1)
+        return [
+            label
+            for group in members
+            for label in count_votes(collect_votes(seen, pairs_of(group), VOTE, ("compare",), (0,)), VOTE)
+        ]
+
+    def _prompt(self) -> PixelPrompt:
+        side = self.judge.image_size
+        prompt = PixelPrompt(PromptConfig(image_size=side, size=side // 10, blocks=side // 10, strength=0.6))
+        prompt.theta.data = 0.3 * torch.randn(prompt.theta.shape, generator=torch.Generator().manual_seed(0))
+        return prompt.to(self.device)
+
+    def matmul_rate(self) -> float:
+        """FLOP a second of a large matrix product, the best of some."""
+        side = 8192 if self.device.type == "cuda" else 1024
+        a, b = (torch.randn(side, side, device=self.device).to(self.judge.model.dtype) for _ in range(2))
+        return 2 * side**3 / self.timed(lambda: a @ b, repeats=8)[0]
+
+    def timed(self, work: Callable[[], Any], repeats: int = 1, warm: bool = True) -> tuple[float, Any]:
+        """Seconds of the fastest of some runs, and what the last one gave."""
+        result = work() if warm else None
+        times = []
+        for _ in range(repeats):
+            started = self.now()
+            result = work()
+            times.append(self.now() - started)
+        return min(times), result
+
+    def now(self) -> float:
+        """Seconds: of a GPU when it has done all it was told to, of a CPU those that this process has computed."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def peak_mib(self, work: Callable[[], Any]) -> float:
+        """Memory that tensors made meanwhile take at most, MiB."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            work()
+            return float((torch.cuda.max_memory_allocated() - before) / 2**20)
+        with torch.profiler.profile(profile_memory=True) as record:
+            work()
+        events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda e: e.start_ns())
+        return float(max(np.cumsum([e.nbytes() for e in events])) / 2**20)
+
+
+def majority_chance(share: np.ndarray, draws: np.ndarray | int) -> np.ndarray:
+    """Chance that the majority of so many draws, a tie counting against the first, is on the likelier side."""
+    rng = np.random.default_rng(0)
+    wins = rng.binomial(draws, share, size=(4000, len(share)))
+    return np.asarray(((wins * 2 > draws) == (share > 0.5)).mean(0))
+
+
+def exponent(seconds: dict[int, float]) -> float:
+    """Slope of log time over log size: 1 = linear."""
+    return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
+
+
+def peak_of_scoring(images: int) -> float:
+    """Peak resident memory of a process that scores so many images, MiB."""
+    command = [sys.executable, __file__, "--score-and-exit", str(images)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def score_and_exit(images: int) -> None:
+    """Score the examples over and over, and print the peak memory of this process."""
+    scorer = Scorer.load(None, device="cpu")
+    times = -(-images // len(EXAMPLES))
+    for _ in scorer.stream((EXAMPLES * times)[:images]):
+        pass
+    # Not ru_maxrss, which begins at the size of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--architecture", choices=("nano", "tiny", "7b"), default="nano")
+    parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)},profile")
+    parser.add_argument("--pairs", type=int, default=SLOW_PAIRS, help="pairs asked the straightforward ways")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder")
+    parser.add_argument("--score-and-exit", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.score_and_exit:
+        score_and_exit(args.score_and_exit)
+        return
+    device = torch.device(args.device)
+    if args.architecture == "nano":
+        judge = load_judge(NANO, None, "auto", "float32", args.device)
+    else:
+        judge = plain.random_judge(
+            args.architecture, torch.bfloat16 if device.type == "cuda" else torch.float32, device
+        )
+    others = () if args.architecture == "nano" else ("score", "scaling")  # a random judge reads no files
+    usual = [part for part in PARTS if part not in ("processes", *others)]
+    parts = args.parts.split(",") if args.parts else usual
+    bench = Bench(judge, args.pairs)
+    found: dict[str, Any] = {
+        "judge": f"{judge.id}@{judge.revision}", "dtype": str(judge.model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, one thread",
+        "torch": torch.__version__,
+    }  # fmt: skip
+    for part in parts:
+        print(f"{part} ...", file=sys.stderr)
+        result = getattr(bench, part)()
+        if result is not None:
+            found[part] = result
+    if set(parts) & set(PARTS):
+        stem = "performance" if args.architecture == "nano" else f"performance_{args.architecture}"
+        (args.out / f"{stem}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (args.out / f"{stem}.md").write_text(report(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
