@@ -32,4 +32,7 @@ def ladder_batch(chains: Sequence[Chain], pool: Pool) -> Batch:
 
 
 def _batch(keys: Sequence[int], rows: np.ndarray, targets: Sequence[float], pool: Pool) -> Batch:
-    return Batch(lambda: np.stack([pool(key) for key in keys]), rows, np.array(targets, dtype=np.float32), len(keys))
+    def views(places: np.ndarray) -> np.ndarray:
+        return np.stack([pool(keys[place]) for place in places])
+
+    return Batch(views, rows, np.array(targets, dtype=np.float32), len(keys))

@@ -35,6 +35,13 @@ class JudgeConfig:
     preprocess: Literal["own", "imagenet-crop"] = opt(
         "own", "own: as its family was trained; imagenet-crop: as the published pixel prompts were"
     )
+    quantization: Literal["none", "8bit", "4bit"] = opt(
+        "none", "its language model's weights in 8 or 4 bits (bitsandbytes, CUDA); what sees stays in 16 bits"
+    )
+    checkpointing: bool = opt(
+        False, "keep only each layer's input for the gradient and compute the rest again: less memory", horizon=True
+    )
+    compile: bool = opt(False, "compile its layers (torch.compile): minutes at the start, then faster", horizon=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +153,19 @@ class EvalConfig:
     """Settings that change speed and memory, not results."""
 
     batch_size: int = opt(16, "images the judge looks at at a time", within="[1, inf)", horizon=True)
+    memory_mib: int = opt(
+        1024, "MiB for the states of a forward pass without gradients; sets its rows", within="[1, inf)", horizon=True
+    )
+    device_cache_mib: int = opt(1024, "MiB of visual tokens kept on the GPU", within="[0, inf)", horizon=True)
+    host_cache_mib: int = opt(
+        2048,
+        "MiB of them in host memory, once the GPU's are full; without a GPU, first",
+        within="[0, inf)",
+        horizon=True,
+    )
+    disk_cache_mib: int = opt(
+        0, "MiB of them on disk after that; what fits nowhere is computed again", within="[0, inf)", horizon=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,15 @@ from __future__ import annotations
 import copy
 import csv
 import io
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from evoprompt import __version__
 from evoprompt.batches import ladder_batch, vote_batches
@@ -48,6 +47,7 @@ from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
 from evoprompt.ladder import Pool, plan_chains
 from evoprompt.mos import MosImages, MosSet, heldout_srcc, keys_of, plan_batches, said_of, trainable
+from evoprompt.processes import from_first, in_turns, peak_memory_mib
 from evoprompt.prompts import Origin, PixelPrompt
 from evoprompt.runs import (
     CONTROL,
@@ -165,7 +165,7 @@ class Evolution:
     def _check_direction(self) -> None:
         """Say so when human scores seem to run the other way; which way they run is never guessed."""
         self.judge.attach(None)
-        for human in self.human:
+        for human in self.human if self.run.writes else ():
             found = human.direction(self.judge, self.block)
             if found.high < 0:
                 self.console.say(
@@ -211,8 +211,9 @@ class Evolution:
             **evidence,
             "prompt/saturated_fraction": candidate.saturated_fraction(),
         }
-        self._write_labels(folder, labels)
-        write_lines(folder / "steps.jsonl", steps)
+        if self.run.writes:
+            self._write_labels(folder, labels)
+            write_lines(folder / "steps.jsonl", steps)
         self._commit(number, accepted, candidate, after, decision, numbers)
         return (candidate, after) if decision.accepted else (accepted, before)
 
@@ -243,26 +244,22 @@ class Evolution:
         vote = self.recipe.vote
         sources = sources_of(vote)
         self.judge.attach(prompt if vote.prompted else None)
-        seen = Seen(self.judge, (i for group in groups for i in group), self.pool, self.block)
+        every = (i for group in groups for i in group)
+        seen = Seen(self.judge, every, self.pool, self.block, vote.views, self.recipe.eval)
         asked = vote.views * vote.wordings * (2 * ("compare" in sources) + ("rate" in sources))
-        path = folder / "votes.jsonl"
-        votes = [Vote(**row) for row in read_lines(path)]
-        write_lines(path, [v.to_dict() for v in votes])  # without a line that a kill tore
-        kept, total = 0, sum(len(pairs) for _, pairs in chunks(groups))
+        seed, path = (self.recipe.seed, number, VOTES), folder / "votes.jsonl"
+        todo = list(chunks(groups))
+        votes = from_first(lambda: _votes_kept(path, [asked * len(pairs) for _, pairs in todo]))
+        done = votes[-1].pair + 1 if votes else 0
+        left = [(first, pairs) for first, pairs in todo if first >= done]
+        total = sum(len(pairs) for _, pairs in todo)
         with self.console.progress(f"round {number}/{self.recipe.rounds}  vote", total) as advance:
-            for first, pairs in chunks(groups):
-                if len(votes) >= kept + asked * len(pairs):
-                    advance(len(pairs))
-                else:
-                    if len(votes) > kept:
-                        # A group is the unit: what a kill left of this one is asked again, the same way.
-                        del votes[kept:]
-                        write_lines(path, [v.to_dict() for v in votes])
-                    fresh = collect_votes(seen, pairs, vote, sources, (self.recipe.seed, number, VOTES), first)
+            advance(done)
+            for fresh in in_turns(left, lambda part: collect_votes(seen, part[1], vote, sources, seed, part[0])):
+                if self.run.writes:
                     append_lines(path, [v.to_dict() for v in fresh])
-                    votes += fresh
-                    advance(len(pairs))
-                kept += asked * len(pairs)
+                votes += fresh
+                advance(len(fresh) // asked)
         return count_votes(votes, vote, sources), votes
 
     def _train(
@@ -320,7 +317,8 @@ class Evolution:
         label = f"round {number}/{self.recipe.rounds}  look" if number else "judge at the start"
         with self.console.progress(label, work(self.panel)) as advance:
             seed = (self.recipe.seed, number)
-            return read_panel(self.judge, self.pool, self.panel, self.recipe.vote, self.block, seed, advance)
+            vote, limits = self.recipe.vote, self.recipe.eval
+            return read_panel(self.judge, self.pool, self.panel, vote, self.block, seed, advance, limits)
 
     def _commit(
         self,
@@ -331,8 +329,10 @@ class Evolution:
         decision: Decision,
         numbers: dict[str, float],
     ) -> None:
-        folder = self.run.begin(number)
         prompt.origin = self._origin(number)
+        if not self.run.writes:
+            return
+        folder = self.run.begin(number)
         prompt.save(folder / "prompt")
         if not number:
             write_lines(folder / "votes.jsonl", [vote.to_dict() for vote in reading.votes])
@@ -388,6 +388,21 @@ class Evolution:
         self.seconds[stage] = time.monotonic() - started
 
 
+def _votes_kept(path: Path, sizes: Sequence[int]) -> list[Vote]:
+    """The votes that an interrupted process took, and a file without what a kill tore.
+
+    A group is the unit: what there is of a group that is not whole is asked again, the same way.
+
+    Args:
+        path: ``votes.jsonl``.
+        sizes: votes of each group, in the order in which they are taken.
+    """
+    votes = [Vote(**row) for row in read_lines(path)]
+    kept = max((total for total in accumulate(sizes, initial=0) if total <= len(votes)), default=0)
+    write_lines(path, [v.to_dict() for v in votes[:kept]])
+    return votes[:kept]
+
+
 TABLE_HEAD = "round  ladder  swaps  spread  agree  gain   verdict"
 
 
@@ -400,13 +415,6 @@ def _table_row(record: dict[str, Any]) -> str:
         f"{record['round']:>5}  {m['health/ladder_rate_accuracy']:6.3f}  {m['health/swap_consistency']:5.2f}  "
         f"{m['health/score_std']:6.3f}  {m['health/agree_compare']:5.3f}  {m.get('gate/gain', 0.0):+.3f}  {verdict}"
     )
-
-
-def peak_memory_mib() -> float:
-    """Peak memory of this process so far, MiB: of the GPU when one is used, otherwise resident."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def _loss_numbers(steps: Sequence[dict[str, float]], fraction: float) -> dict[str, float]:

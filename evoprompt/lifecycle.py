@@ -25,10 +25,11 @@ from evoprompt.health import split_images
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
 from evoprompt.mos import MosSet, images_of, keys_of, said_of, trainable
+from evoprompt.processes import from_first, world
 from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.questions import LEVELS
 from evoprompt.recipe_files import load_recipe
-from evoprompt.runs import Run, write_text
+from evoprompt.runs import Run, read_record, write_text
 from evoprompt.scoring import fits
 from evoprompt.tracking import Console, Mirror
 from evoprompt.voting import check_vote, sources_of
@@ -186,12 +187,23 @@ def _begin(
         "train_mos": said_of(sets) if sets else None,
         **made,
     }
-    run = Run.create(out, record, recipe.to_yaml())
-    (init_prompt or new_prompt(recipe, judge)).save(run.path / "start")
-    _save_images(run.path / "images.parquet", images, split_images(images, recipe.pairs.heldout, recipe.seed)[0])
-    if sets:
-        _save_sets(run.path / "mos.parquet", sets)
-    return run
+
+    def make() -> Run:
+        run = Run.create(out, record, recipe.to_yaml())
+        (init_prompt or new_prompt(recipe, judge)).save(run.path / "start")
+        _save_images(run.path / "images.parquet", images, split_images(images, recipe.pairs.heldout, recipe.seed)[0])
+        if sets:
+            _save_sets(run.path / "mos.parquet", sets)
+        return run
+
+    return _held(make, out)
+
+
+def _held(take: Callable[[], Run], path: Path) -> Run:
+    """A run that the first process takes to write; the others read it when it is there."""
+    taken: list[Run] = []
+    from_first(lambda: taken.append(take()))
+    return taken[0] if taken else Run(path, read_record(path), writes=False)
 
 
 def resume(
@@ -218,20 +230,22 @@ def resume(
     Raises:
         RunError: when images, judge or version are not those of the run, or it is in use.
     """
-    with Run.open(path) as run:
+    with _held(lambda: Run.open(path), path) as run:
         recipe = load_recipe(path / "recipe.yaml")
         done = len(run.rounds()) - 1
         if rounds is not None and rounds < done:
             raise RunError(f"{path} already has {done} rounds; --rounds {rounds} is fewer. Rounds can only be added.")
         if rounds is not None:
             recipe = replace(recipe, rounds=rounds)
-            write_text(path / "recipe.yaml", recipe.to_yaml())
+            if run.writes:
+                write_text(path / "recipe.yaml", recipe.to_yaml())
             run.save(rounds=rounds)
         images = _load_images(path / "images.parquet")
         sets = _load_sets(path / "mos.parquet") if (path / "mos.parquet").is_file() else ()
         judge = load(recipe)
         _same_identity(run, judge)
         run.settle()
+        run.record.update(from_first(lambda: {"accepted_round": run.record["accepted_round"]}))
         told = measure(recipe, judge) if measure else None
         evolution = Evolution(
             recipe,
@@ -300,6 +314,16 @@ def _go(evolution: Evolution, mirror: Mirror | None) -> None:
     except EvopromptError as error:
         run.save(status="failed", error=str(error))
         raise
+    except RuntimeError as error:
+        if world() == 1:
+            raise
+        # Whatever is sent to a process that is gone fails so.
+        run.save(status="interrupted")
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"the processes of this job can no longer work together ({reason}); one of them may have been ended. "
+            f"Nothing is lost: start as many again with 'evoprompt resume {run.path}'."
+        ) from error
 
 
 def _same_identity(run: Run, judge: Judge) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,43 +90,72 @@ def train(ctx: click.Context, /, train_mos: tuple[Path, ...], **options: Any) ->
 def _run(
     ctx: click.Context, sources: tuple[Path, ...], train_mos: tuple[Path, ...], options: Mapping[str, Any]
 ) -> None:
-    """Make a run, label-free, mixed or, without unlabelled images, supervised."""
-    recipe, supervised = recipe_of(ctx), not sources
+    """Make a run, alone or as one of several processes of a job."""
+    recipe = recipe_of(ctx)
     first = (*sources, *train_mos)[0].resolve()
     out = options["out"] or Path("runs") / (first.stem if first.suffix else first.name)
     from evoprompt.runs import check_new
 
     check_new(out)
+    from evoprompt.processes import joined
+
+    with _ended_politely(), joined(options["device"]) as device:
+        _run_on(device, recipe, out, sources, train_mos, options)
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Being asked to end (SIGTERM: a launcher, a scheduler) is an interruption like Ctrl-C: the run says so on disk."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def _run_on(
+    device: str,
+    recipe: Recipe,
+    out: Path,
+    sources: tuple[Path, ...],
+    train_mos: tuple[Path, ...],
+    options: Mapping[str, Any],
+) -> None:
+    """Make a run, label-free, mixed or, without unlabelled images, supervised."""
+    supervised = not sources
     from evoprompt import lifecycle
     from evoprompt.evaluation import measure_on
     from evoprompt.labels import read_labels
     from evoprompt.mos import images_of, read_sets
+    from evoprompt.planning import dry_run
+    from evoprompt.processes import first_of_machine, rank
     from evoprompt.scoring import load_prompt
     from evoprompt.session import finish, open_images, open_judge, open_mirror, unseen
     from evoprompt.tracking import Console
 
-    console = Console()
-
+    console = Console(quiet=rank() > 0)
     init = load_prompt(options["init_prompt"])
     labels = read_labels(options["eval_mos"]) if options["eval_mos"] else None
     sets = read_sets(train_mos, recipe.mos)
-    images = images_of(sets) if supervised else open_images(sources, options["skip_unreadable"], console)
+    with first_of_machine():
+        images = images_of(sets) if supervised else open_images(sources, options["skip_unreadable"], console)
     if labels is not None:
         before = () if init is None else init.origin.seen
         used = (key for chosen in (images, images_of(sets)) for record in chosen.records for key in record.keys)
         labels = unseen(labels, chain(before, used), options["seen"], console)
-    judge = open_judge(recipe, options["device"], console)
+    with first_of_machine():
+        judge = open_judge(recipe, device, console)
     lifecycle.check_plan(recipe, images, judge, sets, supervised)
     for line in lifecycle.plan_lines(recipe, judge, images, out, sets, supervised):
         console.say(line)
     if options["dry_run"]:
+        for line in dry_run(recipe, images, judge, bool(sets), supervised):
+            console.say(line)
         console.say("dry run: nothing was written.")
         return
     shared: dict[str, Any] = {
         "init_prompt": init,
         "measure": None if labels is None else measure_on(judge, labels, recipe.eval.batch_size),
         "console": console,
-        "mirror": open_mirror(options["track"], out, recipe, console),
+        "mirror": open_mirror("none" if rank() else options["track"], out, recipe, console),
         "provenance": {
             "command": shlex.join(["evoprompt", *sys.argv[1:]]),
             "options": {key: options[key] for key in ("device", "track", "force")},
@@ -148,16 +179,25 @@ def resume(run: Path, rounds: int | None) -> None:
     from evoprompt.tracking import Console
 
     record = read_record(run)
-    console = Console()
     if record["status"] == "finished" and (rounds is None or rounds == record["rounds"]):
-        console.say(f"{run} is finished: {record['rounds']} rounds. Extend it with --rounds.")
+        Console().say(f"{run} is finished: {record['rounds']} rounds. Extend it with --rounds.")
         return
+    from evoprompt.processes import joined
+
+    with _ended_politely(), joined(record["options"]["device"]) as device:
+        _resume_on(device, run, rounds, record)
+
+
+def _resume_on(device: str, run: Path, rounds: int | None, record: Mapping[str, Any]) -> None:
+    """Continue a run, alone or as one of several processes of a job."""
     from evoprompt.evaluation import measure_on
     from evoprompt.labels import read_labels
     from evoprompt.lifecycle import resume as carry_on
+    from evoprompt.processes import first_of_machine, rank
     from evoprompt.session import finish, open_judge, open_mirror, seen_by, unseen
+    from evoprompt.tracking import Console
 
-    options = record["options"]
+    console, options = Console(quiet=rank() > 0), record["options"]
 
     def measure(recipe: Recipe, judge: Judge) -> Any:
         if not record["eval"]:
@@ -167,9 +207,10 @@ def resume(run: Path, rounds: int | None) -> None:
         return measure_on(judge, unseen(labels, seen, record["eval"]["seen"], console), recipe.eval.batch_size)
 
     def load(recipe: Recipe) -> Judge:
-        return open_judge(recipe, options["device"], console)
+        with first_of_machine():
+            return open_judge(recipe, device, console)
 
-    mirror = open_mirror(options["track"], run, load_recipe(str(run / "recipe.yaml")), console)
+    mirror = open_mirror("none" if rank() else options["track"], run, load_recipe(str(run / "recipe.yaml")), console)
     finish(
         run,
         console,

@@ -44,12 +44,15 @@ def write_text(path: Path, text: str) -> None:
 class Run:
     """A run directory that this process may write to.
 
-    Use ``Run.create`` or ``Run.open``; both take the lock, ``close`` gives it back.
+    Use ``Run.create`` or ``Run.open``; both take the lock, ``close`` gives it back. Of several processes of a job one
+    does so; the others have a Run that does not write, of which ``save``, ``begin``, ``publish`` and ``settle`` leave
+    the disk alone.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: dict[str, Any], writes: bool = True) -> None:
         self.path = path
         self.record = record
+        self.writes = writes
 
     @classmethod
     def create(cls, path: Path, record: Mapping[str, Any], recipe: str) -> Run:
@@ -89,11 +92,13 @@ class Run:
     def save(self, **changes: Any) -> None:
         """Update ``run.json``."""
         self.record.update(changes)
-        write_json(self.path / "run.json", self.record)
+        if self.writes:
+            write_json(self.path / "run.json", self.record)
 
     def close(self) -> None:
         """Give the lock back."""
-        (self.path / ".lock").unlink(missing_ok=True)
+        if self.writes:
+            (self.path / ".lock").unlink(missing_ok=True)
 
     def __enter__(self) -> Run:
         return self
@@ -112,11 +117,14 @@ class Run:
     def begin(self, number: int) -> Path:
         """Folder of the round in progress; what an interrupted process left there is still in it."""
         path = self.path / "rounds" / f".{_ROUND.format(number)}.tmp"
-        path.mkdir(exist_ok=True)
+        if self.writes:
+            path.mkdir(exist_ok=True)
         return path
 
     def publish(self, number: int, record: Mapping[str, Any]) -> None:
         """Finish a round: write its record, drop its step checkpoints, and make it visible by one rename."""
+        if not self.writes:
+            return
         folder = self.begin(number)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_json(folder / "round.json", record)
@@ -125,6 +133,8 @@ class Run:
 
     def settle(self) -> None:
         """Bring what is derived from the rounds (run.json, prompt/, metrics.jsonl) in line with them."""
+        if not self.writes:
+            return
         rounds = self.rounds()
         accepted = max((r["round"] for r in rounds if r["accepted"]), default=0)
         self._settle_prompt(accepted)

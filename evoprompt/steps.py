@@ -17,9 +17,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from evoprompt.config import TrainConfig
 from evoprompt.errors import RunError
+from evoprompt.processes import from_first
 from evoprompt.runs import MOS, TRAIN, stream
 
 OnStep = Callable[[int, int, dict[str, float]], None]
+Views = Callable[[np.ndarray], np.ndarray]
 _OPTIMIZERS = {"adam": "adamw_torch", "sgd": "sgd"}
 
 
@@ -27,11 +29,11 @@ _OPTIMIZERS = {"adam": "adamw_torch", "sgd": "sgd"}
 class Batch:
     """One training batch: images by key, and the comparisons among them.
 
-    ``views`` (size, V, 3, S, S) uint8 is read only when the batch is used; ``pairs`` (P, 2) are rows of the batch;
-    ``targets`` (P,) are probabilities that the first is better.
+    ``views`` reads the views (R, V, 3, S, S) uint8 of R rows of the batch, only when they are used; ``pairs`` (P, 2)
+    are rows of the batch; ``targets`` (P,) are probabilities that the first is better.
     """
 
-    views: Callable[[], np.ndarray]
+    views: Views
     pairs: np.ndarray
     targets: np.ndarray
     size: int
@@ -45,7 +47,7 @@ class MosBatch:
     the loss is multiplied by ``weight``.
     """
 
-    views: Callable[[], np.ndarray]
+    views: Views
     mos: np.ndarray
     std: np.ndarray | None
     weight: float
@@ -65,6 +67,7 @@ class Steps(Dataset[dict[str, Tensor]]):
         seed: coordinates of the round, (seed, round).
         mos: of human scores, used one after the other; at least ``mos_steps(steps, fraction)``.
         fraction: share of the steps that get human scores.
+        parts: processes that share the images of a batch. Every step then has so many items, one for each of them.
     """
 
     def __init__(
@@ -74,42 +77,56 @@ class Steps(Dataset[dict[str, Tensor]]):
         seed: Sequence[int],
         mos: Sequence[MosBatch] = (),
         fraction: float = 0.0,
+        parts: int = 1,
     ) -> None:
         self.batches, self.steps, self.seed = batches, steps, tuple(seed)
-        self.mos, self.fraction = mos, fraction
+        self.mos, self.fraction, self.parts = mos, fraction, parts
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.parts
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        step, part = divmod(item, self.parts)
         human = mos_steps(step, self.fraction)
         if mos_steps(step + 1, self.fraction) > human:
-            return self._human(human)
+            return self._human(human, part)
         epoch, place = divmod(step - human, len(self.batches))
         order = stream(*self.seed, TRAIN, epoch).permutation(len(self.batches))
-        batch = self.batches[order[place]]
+        number = int(order[place])
+        batch = self.batches[number]
         rng = stream(*self.seed, TRAIN, epoch, place)
         return {
-            "pixels": _one_view(batch.views(), rng),
+            **self._pixels(batch.views, batch.size, part, rng),
             "pairs": torch.from_numpy(batch.pairs),
             "targets": torch.from_numpy(batch.targets).float(),
+            "batch": torch.tensor(number),
             "draw": torch.tensor(int(rng.integers(2**62))),  # seeds whatever the step itself draws
         }
 
-    def _human(self, place: int) -> dict[str, Tensor]:
+    def _human(self, place: int, part: int) -> dict[str, Tensor]:
         batch = self.mos[place]
         item = {
-            "pixels": _one_view(batch.views(), stream(*self.seed, MOS, 1, place)),
+            **self._pixels(batch.views, len(batch.mos), part, stream(*self.seed, MOS, 1, place)),
             "mos": torch.from_numpy(batch.mos).float(),
             "weight": torch.tensor(batch.weight),
         }
         return item if batch.std is None else {**item, "std": torch.from_numpy(batch.std).float()}
 
+    def _pixels(self, views: Views, size: int, part: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """One view of each image that falls to a part, drawn: float32 (R, 3, S, S) in [0, 1]; their rows and views.
 
-def _one_view(views: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """One view of each image, drawn: (B, V, 3, S, S) uint8 -> (B, 3, S, S) float32 in [0, 1]."""
-    chosen = rng.integers(views.shape[1], size=len(views))
-    return torch.from_numpy(views[np.arange(len(views)), chosen]).float() / 255
+        A part without an image gets the first one all the same, but no row of it.
+        """
+        rows = np.arange(part, size, self.parts)
+        read = views(rows if len(rows) else np.zeros(1, dtype=np.int64))
+        chosen = rng.integers(read.shape[1], size=size)[rows if len(rows) else [0]]
+        pixels = torch.from_numpy(read[np.arange(len(read)), chosen]).float() / 255
+        return {
+            "pixels": pixels,
+            "rows": torch.from_numpy(rows),
+            "views": torch.from_numpy(chosen),
+            "size": torch.tensor(size),
+        }
 
 
 class Watch(TrainerCallback):
@@ -160,6 +177,8 @@ def trainer_options(config: TrainConfig, seed: Sequence[int], folder: Path, devi
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "train_sampling_strategy": "sequential",
@@ -190,7 +209,11 @@ def step_records(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest step checkpoint that was written to its end; a torn one is removed."""
+    """The newest step checkpoint that was written to its end, as the first process finds it; a torn one is removed."""
+    return from_first(lambda: _last_checkpoint(folder))
+
+
+def _last_checkpoint(folder: Path) -> str | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     while found:
         path = found.pop()

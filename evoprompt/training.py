@@ -16,6 +16,7 @@ from evoprompt.errors import RunError
 from evoprompt.grpo import grpo_loss
 from evoprompt.judge import Judge
 from evoprompt.objectives import mos_loss, rating_fidelity
+from evoprompt.processes import whole, world
 from evoprompt.prompts import PixelPrompt
 from evoprompt.steps import Batch, MosBatch, OnStep, Steps, Watch, last_checkpoint, step_records, trainer_options
 from evoprompt.trl_engine import train_prompt_trl
@@ -32,24 +33,34 @@ class PromptedRating(nn.Module):
         self.prompt, self.recipe = prompt, recipe
         self.numbers: dict[str, float] = {}
         self._judge = [judge]
+        self._answers = len(judge.family.rate[0].answers)
+        self._references: dict[tuple[int, int, int], Tensor] = {}
         judge.attach(prompt)
 
     def forward(
         self,
         pixels: Tensor,
+        rows: Tensor,
+        views: Tensor,
+        size: Tensor,
         pairs: Tensor | None = None,
         targets: Tensor | None = None,
+        batch: Tensor | None = None,
         draw: Tensor | None = None,
         mos: Tensor | None = None,
         std: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Loss of a batch, either of pseudo-labels (pairs, targets, draw) or of human scores (mos, std, weight).
+        """Loss of a batch, either of pseudo-labels (pairs, targets, batch, draw) or of human scores (mos, std, weight).
 
         Args:
-            pixels: (B, 3, S, S) in [0, 1].
+            pixels: (R, 3, S, S) in [0, 1], the images that fall to this process; R = B where there is only one.
+            rows: (R,) int64, their rows in the batch.
+            views: (R,) int64, which of their views these are.
+            size: int64 scalar, images in the batch, B.
             pairs: (P, 2) int64, rows of the batch.
             targets: (P,) probability that the first is better, in [0, 1].
+            batch: int64 scalar, the number of the batch among those of the round.
             draw: int64 scalar, the seed of whatever is drawn.
             mos: (B,) human scores on the scale 1 to 5.
             std: (B,) their deviations on that scale, None when they are not known.
@@ -57,39 +68,54 @@ class PromptedRating(nn.Module):
         """
         judge = self._judge[0]
         question = judge.family.rate[0]
-        logits = judge.rate(judge.encode(pixels), question)
+        logits = whole(judge.rate(judge.encode(pixels), question), rows, int(size))
         values = torch.tensor(question.values, device=logits.device)
         if mos is not None and weight is not None:
             self.numbers = {}
             std = None if std is None else std.to(logits.device)
             loss = mos_loss(logits, values, mos.to(logits.device), std, self.recipe.mos, self.recipe.train)
             return {"loss": weight.to(logits.device) * loss}
-        assert pairs is not None and targets is not None and draw is not None
-        return {"loss": self._voted(pixels, logits, values, pairs, targets, int(draw))}
-
-    def _voted(
-        self, pixels: Tensor, logits: Tensor, values: Tensor, pairs: Tensor, targets: Tensor, draw: int
-    ) -> Tensor:
+        assert pairs is not None and targets is not None and batch is not None and draw is not None
         pairs, targets = pairs.to(logits.device), targets.to(logits.device)
         if self.recipe.train.objective == "fidelity":
-            return rating_fidelity(logits, values, pairs, targets, self.recipe.train)
+            return {"loss": rating_fidelity(logits, values, pairs, targets, self.recipe.train)}
+        keys = [(int(batch), row, view) for row, view in zip(rows.tolist(), views.tolist(), strict=False)]
+        bare = whole(self._bare(pixels, keys), rows, int(size))
+        return {"loss": self._rewarded(logits, bare, values, pairs, targets, int(draw))}
+
+    def _rewarded(
+        self, logits: Tensor, bare: Tensor, values: Tensor, pairs: Tensor, targets: Tensor, draw: int
+    ) -> Tensor:
         generator = torch.Generator().manual_seed(draw)
-        bare, grpo, gamma = self._bare(pixels), self.recipe.grpo, self.recipe.train.gamma
+        grpo, gamma = self.recipe.grpo, self.recipe.train.gamma
         loss, self.numbers = grpo_loss(logits, bare, values, pairs, targets, grpo, gamma, generator)
         return loss
 
-    def _bare(self, pixels: Tensor) -> Tensor:
-        """Logits of the same pixels without the prompt: the reference costs a forward pass, not a second model."""
+    def _bare(self, pixels: Tensor, keys: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Logits of the same pixels without the prompt: the reference costs no second model, only one pass a view.
+
+        They are kept. Each image is asked alone, so that its logits do not depend on which others were new with it.
+        """
         judge = self._judge[0]
         judge.attach(None)
-        with torch.no_grad():
-            logits = judge.rate(judge.encode(pixels), judge.family.rate[0])
+        for image, key in zip(pixels, keys, strict=False):
+            if key not in self._references:
+                with torch.no_grad():
+                    self._references[key] = judge.rate(judge.encode(image[None]), judge.family.rate[0])
         judge.attach(self.prompt)
-        return logits
+        none = torch.empty(0, self._answers, device=judge.device)  # of a process without an image
+        return torch.cat([none, *(self._references[key] for key in keys)])
 
 
 class _PromptTrainer(Trainer):
-    """Logs what the objective has to say beside its loss, so that it survives a kill with the rest of the log."""
+    """Logs what the objective has to say beside its loss, so that it survives a kill with the rest of the log.
+
+    A step checkpoint holds no states of global generators: nothing is drawn from them, and one process alone writes.
+    """
+
+    def _save_rng_state(self, output_dir: str) -> None: ...
+
+    def _load_rng_state(self, checkpoint: str | None) -> None: ...
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         numbers = self.model.numbers if "loss" in logs else {}
@@ -108,6 +134,9 @@ def train_prompt(
     fraction: float = 0.0,
 ) -> list[dict[str, float]]:
     """Train the prompt in place; continue from the step checkpoints in ``folder`` when there are any.
+
+    Several processes share the images of every batch; each puts the ratings of all together and has the loss of the
+    whole batch, so the prompt is that of one process up to the order of sums.
 
     Args:
         judge: frozen; the prompt is attached to it and left attached.
@@ -137,7 +166,7 @@ def train_prompt(
     trainer = _PromptTrainer(
         model=PromptedRating(judge, prompt, recipe),
         args=TrainingArguments(**trainer_options(config, seed, folder, judge.device)),
-        train_dataset=Steps(batches, config.steps, seed, mos, fraction),
+        train_dataset=Steps(batches, config.steps, seed, mos, fraction, world()),
         data_collator=lambda items: items[0],
         callbacks=[Watch(on_step, config.steps)],
     )
