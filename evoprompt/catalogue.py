@@ -154,6 +154,12 @@ def _groups(records: Iterable[ImageRecord]) -> Iterator[list[ImageRecord]]:
         yield group
 
 
+def cache_folder() -> Path:
+    """Where files are kept that can be made again; it need not exist yet."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("EVOPROMPT_CACHE") or caches / "evoprompt")
+
+
 def index_file(sources: Sequence[Path]) -> Path | None:
     """Where the index of these sources is kept between commands.
 
@@ -163,8 +169,7 @@ def index_file(sources: Sequence[Path]) -> Path | None:
     Returns:
         The file, which need not exist yet; None when nothing can be written there.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("EVOPROMPT_CACHE") or caches / "evoprompt")
+    folder = cache_folder()
     names = "\n".join(os.path.abspath(source) for source in sources)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 with_protocol = combine(
     click.option("--lower-better", is_flag=True, help="The human scores are better when lower (DMOS)."),
+    click.option("--images", type=PATH, help="Folder of the images that the table of human scores names."),
+    click.option("--column", help="Header of the human scores.  [default: the usual ones]"),
     click.option("--mos-range", help="Ends of the MOS scale, such as 1..5; default: the set's, or those in it."),
     click.option(
         "--min-gap", type=float, help="Least MOS difference of counted pairs; default: one standard deviation."
     ),
     click.option("--n-boot", default=2000, type=click.IntRange(min=100), help="Bootstrap resamples."),
+    click.option("--seed", default=0, type=click.IntRange(min=0), help="Of the resamples, and of pairs voted on."),
     with_seen,
     click.option("--batch-size", default=8, type=click.IntRange(min=1), help="Images at a time."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table."),
@@ -157,7 +160,7 @@ def continual(
 
 
 def request_of(
-    items: tuple[str, ...], mos_range: str | None, min_gap: float | None, n_boot: int, **options: Any
+    items: tuple[str, ...], mos_range: str | None, min_gap: float | None, n_boot: int, seed: int, **options: Any
 ) -> Request:
     """What the options of ``with_protocol`` ask for, as a ``measuring.Request``."""
     from evoprompt.evaluation import Protocol
@@ -165,7 +168,7 @@ def request_of(
     from evoprompt.score_files import scale_ends
 
     ends = scale_ends(mos_range, "--mos-range") if mos_range else None
-    return Request(items=items, protocol=Protocol(n_boot=n_boot, min_gap=min_gap, ends=ends), **options)
+    return Request(items=items, protocol=Protocol(n_boot=n_boot, seed=seed, min_gap=min_gap, ends=ends), **options)
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import math
 import os
 import sqlite3
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import compress, islice, tee
+from itertools import compress, count, islice, tee
 from pathlib import Path
 
 import numpy as np
@@ -292,14 +292,12 @@ def scan_images(
     fresh = bytearray()  # one byte a record: whether its content is new
 
     def good() -> Iterator[tuple[ImageRecord, str]]:
-        for done, (name, result, stamp) in enumerate(_checked(found, Known(index)), start=1):
+        for name, result, stamp in _checked(found, Known(index), progress):
             if isinstance(result, ImageRecord):
                 fresh.append(contents.add(result.sha256))
                 yield result, stamp
             else:
                 problems.append((name, result))
-            if progress is not None:
-                progress(done, len(found))
 
     kept: Sequence[ImageRecord]
     if index is None:
@@ -388,29 +386,36 @@ def _entries(source: Path) -> Iterator[tuple[str, Path]]:
     return iter([(source.name, source)])
 
 
-def check_images(named: Sequence[tuple[str, Path]]) -> tuple[list[ImageRecord], list[tuple[str, str]]]:
+def check_images(
+    named: Sequence[tuple[str, Path]], progress: Callable[[int, int], None] | None = None
+) -> tuple[list[ImageRecord], list[tuple[str, str]]]:
     """Reads, hashes and decodes files once each, a few at a time.
 
     Args:
         named: (name, path) of every file.
+        progress: Called with (files done, files in all) after each file.
 
     Returns:
         The records of those that can be read, and (name, reason) of those that cannot; both in the order given.
     """
-    results = [(name, result) for name, result, _ in _checked(named, Known(None))]
+    results = [(name, result) for name, result, _ in _checked(named, Known(None), progress)]
     records = [result for _, result in results if isinstance(result, ImageRecord)]
     return records, [(name, result) for name, result in results if isinstance(result, str)]
 
 
-def _checked(named: Iterable[tuple[str, Path]], known: Known) -> Iterator[tuple[str, ImageRecord | str, str]]:
+def _checked(
+    named: Listing | Sequence[tuple[str, Path]], known: Known, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, ImageRecord | str, str]]:
     """(name, record or what is wrong, stamp) of every file, in order; never more than a window of them in memory."""
-    waiting = iter(named)
+    waiting, done = iter(named), count(1)
     with ThreadPoolExecutor(max_workers=min(_WORKERS, os.cpu_count() or 1)) as pool:
         while window := [(name, path, _stamp(path)) for name, path in islice(waiting, _WINDOW)]:
             before = [known(*entry) if entry[2] else None for entry in window]
             fresh = pool.map(_check, [entry for entry, record in zip(window, before, strict=True) if record is None])
             for (name, _, stamp), record in zip(window, before, strict=True):
                 yield name, record or next(fresh), stamp
+                if progress is not None:
+                    progress(next(done), len(named))
 
 
 def _stamp(path: Path) -> str:

@@ -6,7 +6,7 @@ Evolution never imports this module's labels: what it may know of them is a func
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,12 @@ class Labels:
 
 
 def read_labels(
-    path: Path, *, images: Path | None = None, lower_better: bool = False, column: str | None = None
+    path: Path,
+    *,
+    images: Path | None = None,
+    lower_better: bool = False,
+    column: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Labels:
     """Reads human scores and checks every image they name.
 
@@ -162,6 +167,7 @@ def read_labels(
             in ``images/`` there.
         lower_better: The scores are better when lower; they are negated.
         column: Header of the score, instead of the one that is usually meant.
+        progress: Called with (images checked, images in all) after each.
 
     Raises:
         DataError: A column is missing; cells are not finite numbers; an image is named twice; images are missing or
@@ -172,7 +178,7 @@ def read_labels(
     is_column = bool(where) and not Path(where).is_file()
     reading = understand(file, column=column, split_column=where if is_column else None)
     _refuse_repeats(reading)
-    records, notes = _records(reading, images)
+    records, notes = _records(reading, images, progress)
     labels = _labels(reading, records, notes, lower_better)
     if is_column:
         labels = replace(labels, how=where)
@@ -254,7 +260,9 @@ def _refuse_repeats(reading: Reading) -> None:
         )
 
 
-def _records(reading: Reading, images: Path | None) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
+def _records(
+    reading: Reading, images: Path | None, progress: Callable[[int, int], None] | None
+) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
     """The images, checked, and what to say about where they were found."""
     named, missing, folders, notes = find_named(reading, images)
     if missing:
@@ -263,7 +271,7 @@ def _records(reading: Reading, images: Path | None) -> tuple[tuple[ImageRecord, 
             f"{reading.path} names {len(missing)} of {len(named)} images that are not there: {listed(missing)}; "
             f"looked in {looked}. Put them there, or remove their rows."
         )
-    records, problems = check_images(named)
+    records, problems = check_images(named, progress)
     if problems:
         raise unreadable(problems, len(named), f"Replace them, or remove their rows from {reading.path}.")
     if reading.grouping == "reference" and reading.groups is not None:

@@ -36,6 +36,8 @@ class Request:
         items: Run or prompt folders, Hub ids, ``none``, scores files; each may be given a name, NAME=ITEM.
         eval_mos: Images and human scores; None takes the human scores of the scores files.
         lower_better: The human scores are better when lower.
+        images: Folder of the images that the table names; None looks for them as ``read_labels`` does.
+        column: Header of the human scores; None takes the one usually meant.
         seen: What to do with images that prompts were trained on, see ``labels.without_seen``.
         batch_size: Images scored at a time.
         judge: Another judge than the prompts'; None for theirs, or the embedded one.
@@ -48,6 +50,8 @@ class Request:
     items: tuple[str, ...]
     eval_mos: Path | None
     lower_better: bool = False
+    images: Path | None = None
+    column: str | None = None
     seen: str = "stop"
     batch_size: int = 8
     judge: str | None = None
@@ -134,8 +138,20 @@ def _labels(request: Request, items: _Items, path: Path | None, console: Console
     if path is None:
         if items.scored:
             raise DataError("there are no human scores to hold these prompts against. Give them with --eval-mos.")
+        if request.images or request.column or request.lower_better:
+            raise DataError(
+                "--images, --column and --lower-better say how the table of --eval-mos is read, and there is none. "
+                "Give --eval-mos, or leave them out."
+            )
         return None
-    labels = read_labels(path, lower_better=request.lower_better)
+    with console.counted("labels") as progress:
+        labels = read_labels(
+            path,
+            images=request.images,
+            lower_better=request.lower_better,
+            column=request.column,
+            progress=progress,
+        )
     trained_on = {key for _, prompt in items.prompts if prompt for key in prompt.origin.seen}
     left, n_seen = without_seen(labels, trained_on, request.seen)
     if n_seen and request.seen == "keep":

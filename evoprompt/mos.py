@@ -187,7 +187,7 @@ class MosImages:
     def batch(self, rows: NDArray[np.int64], weight: float) -> MosBatch:
         """The batch of some rows of the set."""
         std = None if self._std is None else self._std[rows]
-        return MosBatch(lambda: np.stack([self.pool(int(row)) for row in rows]), self._mos[rows], std, weight)
+        return MosBatch(lambda k: np.stack([self.pool(int(row)) for row in rows[k]]), self._mos[rows], std, weight)
 
     def direction(self, judge: Judge, batch_size: int) -> Interval:
         """SRCC of the judge's scores with the human ones, 95 % interval; over the first images, as it is now."""

@@ -14,6 +14,7 @@ from evoprompt.evolution import TABLE_HEAD
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, OwlJudge, load_judge
 from evoprompt.labels import Labels, without_seen
+from evoprompt.processes import rank
 from evoprompt.report import verdict, write_report
 from evoprompt.tracking import Console, Mirror, start_mirror
 from evoprompt.voting import check_vote
@@ -37,8 +38,9 @@ def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
     """Load the judge that a recipe names and say what it is."""
     wanted = recipe.judge
     loaded = load_judge(
-        wanted.id, wanted.revision, wanted.family, wanted.dtype, device, wanted.question, wanted.preprocess
-    )
+        wanted.id, wanted.revision, wanted.family, wanted.dtype, device, wanted.question, wanted.preprocess,
+        wanted.quantization, wanted.checkpointing, wanted.compile, recipe.eval.memory_mib,
+    )  # fmt: skip
     total = sum(p.numel() for p in loaded.model.parameters())
     note = ", the small embedded judge (docs/nano.md says what it can do)" if wanted.id == NANO else ""
     check_vote(recipe.vote, loaded)
@@ -74,7 +76,10 @@ def open_mirror(kind: str, out: Path, recipe: Recipe, console: Console) -> Mirro
 
 
 def finish(out: Path, console: Console, go: Callable[[], Path]) -> None:
-    """Run, and end with what came of it and what to type next."""
+    """Run, and end with what came of it and what to type next; of several processes the first alone does that."""
+    if rank():
+        go()
+        return
     console.say(TABLE_HEAD)
     try:
         go()

@@ -64,7 +64,11 @@ def study(
     choose_systems(patterns, references=True)  # a misspelt one is told before images are read
     loaded = load_prompt(prompt)
     digests = list(loaded.origin.seen) if loaded else []
-    labels = [unseen(read_labels(path, lower_better=lower_better), digests, seen, console) for path in eval_mos]
+    labels = []
+    for path in eval_mos:
+        with console.counted("labels") as progress:
+            one = read_labels(path, lower_better=lower_better, progress=progress)
+        labels.append(unseen(one, digests, seen, console))
     sets = study_sets(labels, references)
     chosen = choose_systems(patterns, all(data.references is not None for data in sets))
     asked = judge_for([loaded], judge, device, dtype)

@@ -3,15 +3,17 @@
     python scripts/compare_nano.py DATA WORK --out docs/results
 
 DATA is described in `human_sets.py`. On every set, with every seed, every method trains a prompt on the same images,
-for the same number of steps and rounds, each round accepted, so that the methods differ in nothing but their labels;
-then `evoprompt compare` measures all of them on images that none has seen. Everything goes through the command line of
-evoprompt. Runs stay in WORK; those that are finished are not run again. Writes compare_nano.md and .json.
+for the same number of steps and rounds, each round accepted and no judge refused, so that the methods differ in nothing
+but their labels; then `evoprompt compare` measures all of them on images that none has seen. Everything goes through
+the command line of evoprompt. Runs stay in WORK; those that are finished are not run again. Writes compare_nano.md and
+.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,11 +34,9 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "label-free fidelity": (EVOLVE, "nano", ()),
     "label-free GRPO exact": (EVOLVE, "nano-grpo", ()),
     "label-free GRPO sampled": (EVOLVE, "nano-grpo-sampled", ()),
-    "with ladder pairs": (EVOLVE, "nano-ladder", ()),
     "supervised": (TRAIN, "nano-supervised", ()),
     "mixed": (EVOLVE, "nano-mixed", ()),
     RANDOM: (EVOLVE, "nano", ("--control", "random-labels")),
-    "shuffled labels": (EVOLVE, "nano", ("--control", "shuffled-labels")),
 }
 """Command, recipe and further options of each method."""
 
@@ -52,7 +52,8 @@ def one_prompt(method: str, parts: Parts, out: Path, seed: int, settings: list[s
     command, recipe, more = METHODS[method]
     record = out / "run.json"
     if not record.is_file() or json.loads(record.read_text())["status"] != "finished":
-        given = ["--unlabeled", str(parts.unlabeled)] if command == EVOLVE else []
+        shutil.rmtree(out, ignore_errors=True)
+        given = ["--unlabeled", str(parts.unlabeled), "--force"] if command == EVOLVE else []
         given += ["--train-mos", str(parts.train)] if command == TRAIN or recipe == "nano-mixed" else []
         keys = [f"seed={seed}", "gate.accept=always", *settings]
         flags = [text for key in keys for text in ("-s", key)]

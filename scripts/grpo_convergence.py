@@ -44,7 +44,7 @@ def rate_batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
     with torch.no_grad():
         seen = judge.encode(pixels)
         bare = judge.rate(seen, question)
-        ab, ba = preference_logits(judge, seen[pairs[:, 0]], seen[pairs[:, 1]], judge.family.compare[0])
+        ab, ba = preference_logits(judge, seen, pairs, judge.family.compare[0])
     shape = PixelConfig()
     prompt = PixelPrompt(
         PromptConfig(

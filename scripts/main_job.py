@@ -36,7 +36,7 @@ def one_set(data: Path, name: str, work: Path, seed: int) -> dict[str, Any]:
     folders = {}
     for label, recipe in RECIPES.items():
         folders[label] = work / name / recipe
-        run("evolve", "--unlabeled", str(unlabeled), "-r", recipe, "--device", "cpu", "-s", f"seed={seed}",
+        run("evolve", "--unlabeled", str(unlabeled), "-r", recipe, "--device", "cpu", "-s", f"seed={seed}", "--force",
             "-o", str(folders[label]))  # fmt: skip
     # The last candidate is measured too, accepted or not: it shows what the gate turned away.
     candidates = {f"{label}, last candidate": sorted((f / "rounds").glob("[0-9]*"))[-1] for label, f in folders.items()}
@@ -69,8 +69,8 @@ def page(results: dict[str, Any], command: str) -> str:
         "*votes* trains on the judge's own votes alone. *votes + ladder* replaces half of the training groups by",
         "degraded copies whose order is known by construction: a different claim. *last candidate* is the last round's",
         "prompt whether or not the gate accepted it. There is no random-label control on this page, so a gain here is",
-        "not yet evidence that the votes caused it. Seconds and memory are of a machine of two cores that other jobs",
-        "were using; docs/results/first_run.md has a quieter run.", "",
+        "not yet evidence that the votes caused it: docs/results/compare_nano.md has one. Seconds and memory are of a",
+        "machine of two cores that other jobs were using; docs/results/first_run.md has a quieter run.", "",
     ]  # fmt: skip
     for name, result in results.items():
         lines += [f"## {name}: {result['n_evolve']} images to evolve on, {result['n_test']} to test on", ""]
@@ -97,7 +97,8 @@ def page(results: dict[str, Any], command: str) -> str:
                 lines.append(
                     f"| {label} | {r['round']} | {verdict} | {' | '.join(seconds)} | {r['peak_memory_mib']:.0f} |"
                 )
-        lines += ["", "Health of the bare judge on the images to evolve on (`evoprompt judge`):", ""]
+        teaches = "can teach" if result["health"]["usable"] else "is refused as a teacher (the runs above were forced)"
+        lines += ["", f"On the images to evolve on, the bare judge {teaches}; its health (`evoprompt judge`):", ""]
         lines += ["| measure | value |", "|---|--:|"]
         lines += [f"| {k} | {v:.3f} |" for k, v in result["health"].items() if isinstance(v, float)] + [""]
     return "\n".join(lines)

@@ -96,6 +96,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(photos: Path, tmp_path: Pa
     assert (
         "plan     2 rounds x (1,000 pairs x 8 votes, 60 steps of 12 images); 4 of 16 images held out" in result.stderr
     )
+    assert [line.split()[0] for line in result.stderr.splitlines()[-5:-1]] == ["forwards", "flops", "memory", "time"]
     assert not (tmp_path / "r").exists()
 
 

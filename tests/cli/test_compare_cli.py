@@ -58,6 +58,28 @@ def compared(place: Path) -> Path:
     return place / "out"
 
 
+def test_the_table_may_lie_elsewhere_and_have_several_columns_of_scores(place: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader((place / "photos" / "labels.csv").open(encoding="utf-8")))
+    lines = [f"{row['image']},{number},{row['mos']}" for number, row in enumerate(rows)]
+    table = tmp_path / "names and scores.csv"
+    table.write_text("image,mos,overall\n" + "\n".join(lines), encoding="utf-8")
+    (tmp_path / "nature.csv").write_text(
+        "image,score\n" + "\n".join(f"{row['image']},{row['mos']}" for row in rows), encoding="utf-8"
+    )
+    items = ("evaluate", tmp_path / "nature.csv", "--eval-mos", table, "--images", place / "photos", "--json")
+    by_number, asked = run(*items), run(*items, "--column", "overall", "--seed", 3)
+    assert asked.exit_code == 0 and by_number.exit_code == 0, asked.output
+    body = json.loads(asked.stdout)
+    assert body["rows"][0]["srcc"]["value"] == 1 and body["protocol"]["seed"] == 3
+    assert json.loads(by_number.stdout)["rows"][0]["srcc"]["value"] < 1
+    assert "labels" in asked.stderr  # the images are counted while they are checked
+
+
+def test_how_a_table_is_read_needs_a_table(compared: Path) -> None:
+    result = run("evaluate", compared / "scores.csv", "--column", "mos")
+    assert result.exit_code == 2 and "--column" in result.stderr and "there is none" in result.stderr
+
+
 def test_a_comparison_has_the_bare_judge_its_votes_every_prompt_and_marked_controls(compared: Path) -> None:
     body = json.loads((compared / "comparison.json").read_text(encoding="utf-8"))
     kinds = [(row["method"], row["kind"]) for row in body["rows"]]

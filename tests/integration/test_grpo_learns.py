@@ -40,7 +40,7 @@ def test_rewards_teach_the_prompt_the_order_of_the_pairs(grpo: GrpoConfig, tmp_p
     first, second = np.triu_indices(GROUP, 1)
     batches = [
         Batch(
-            views=lambda k=k: images[k : k + GROUP, None],
+            views=lambda rows, k=k: images[k + rows, None],
             pairs=np.stack([first, second], axis=1),
             targets=(quality[k + first] > quality[k + second]).astype(float),
             size=GROUP,

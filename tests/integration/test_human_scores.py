@@ -253,8 +253,9 @@ def test_every_objective_reaches_the_prompt_through_every_readout_and_nothing_el
     model = PromptedRating(judge, new_prompt(recipe, judge), recipe)
     pixels = torch.rand(4, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     mos, std = torch.tensor([1.0, 2.2, 3.0, 4.9]), torch.full((4,), 0.5)
-    one = model(pixels, mos=mos, std=std, weight=torch.tensor(1.0))["loss"]
-    half = model(pixels, mos=mos, std=std, weight=torch.tensor(0.5))["loss"]
+    rows, size = torch.arange(4), torch.tensor(4)
+    one = model(pixels, rows, rows * 0, size, mos=mos, std=std, weight=torch.tensor(1.0))["loss"]
+    half = model(pixels, rows, rows * 0, size, mos=mos, std=std, weight=torch.tensor(0.5))["loss"]
     one.backward()
     assert half.item() == pytest.approx(one.item() / 2)
     assert model.prompt.theta.grad is not None and float(model.prompt.theta.grad.abs().max()) > 0

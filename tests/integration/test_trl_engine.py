@@ -44,7 +44,7 @@ def batch(n: int, seed: int, lonely: int = 0, side: int = SIDE) -> Batch:
     views = (np.stack(pictures).clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)[:, None]
     pairs = np.array([(a, b) for a in range(n - lonely) for b in range(a + 1, n - lonely)])
     targets = np.array([float(noise[a] < noise[b]) for a, b in pairs], dtype=np.float32)
-    return Batch(lambda: views, pairs, targets, n)
+    return Batch(lambda rows: views[rows], pairs, targets, n)
 
 
 BATCHES = (batch(6, 0), batch(5, 1, lonely=1))

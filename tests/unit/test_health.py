@@ -38,7 +38,7 @@ class Lamp:
         strength: rating points between black and white.
     """
 
-    id, revision, family, image_size = "lamp", "0", FAMILIES["owl2"], 8
+    id, revision, family, image_size, prompt_sha = "lamp", "0", FAMILIES["owl2"], 8, "none"
     device = torch.device("cpu")
 
     def __init__(self, likes: float = 1, votes: float = 1, order_bias: float = 0, strength: float = 2.5) -> None:
@@ -65,6 +65,9 @@ class Lamp:
             logit = 2 * self.votes * torch.sign(gap)
         logit = logit + self.order_bias
         return torch.stack([logit / 2, -logit / 2], dim=-1)
+
+    def compare_among(self, seen: Tensor, pairs: Tensor, question: Question) -> Tensor:
+        return self.compare(seen[pairs[:, 0]], seen[pairs[:, 1]], question)
 
 
 N = 5

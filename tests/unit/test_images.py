@@ -513,6 +513,13 @@ def test_progress_counts_every_file(tmp_path: Path) -> None:
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
+def test_progress_counts_every_checked_file(tmp_path: Path) -> None:
+    paths = [saved(noise(8, 8, seed), tmp_path / f"{seed}.png") for seed in range(3)]
+    calls: list[tuple[int, int]] = []
+    check_images([(path.name, path) for path in paths], lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_checking_keeps_the_order_and_hashes_the_bytes(tmp_path: Path) -> None:
     paths = [saved(noise(8 + seed, 8, seed), tmp_path / f"{9 - seed}.png") for seed in range(6)]
     records, problems = check_images([(path.name, path) for path in paths])

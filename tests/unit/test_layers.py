@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "evoprompt"
 RANKS = {
-    0: ("errors", "owl2", "charts", "naming", "spreadsheets"),
+    0: ("errors", "owl2", "charts", "naming", "spreadsheets", "ahead"),
     1: (
         "config",
         "questions",
@@ -25,6 +25,10 @@ RANKS = {
         "containers",
         "catalogue",
         "splits",
+        "asking",
+        "processes",
+        "small_cards",
+        "costs",
     ),
     2: (
         "logistic",
@@ -39,13 +43,14 @@ RANKS = {
         "runs",
         "tracking",
         "study_questions",
+        "token_cache",
     ),
     3: ("answers", "ladder", "labels", "objectives", "findings", "pictures", "steps", "stimuli", "anchors"),
     4: ("data_check", "score_files", "trl_engine", "voting", "scoring", "study_sets"),
     5: ("training", "evaluation", "health", "mos", "batches", "study"),
     6: ("comparison", "evolution", "report", "doctor", "study_results"),
     7: ("lifecycle", "measuring"),
-    8: ("session",),
+    8: ("session", "planning"),
     9: ("options",),
     10: (
         "run_commands",

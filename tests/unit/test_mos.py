@@ -116,7 +116,7 @@ def test_batches_hold_one_set_each_in_turn_and_every_image_before_any_again(fold
 def test_a_batch_holds_the_pixels_of_its_scores(folder: Path) -> None:
     ready = _ready(_set(folder))
     batch = ready.batch(np.array([7, 2]), 1.0)
-    assert np.array_equal(batch.views(), np.stack([ready.pool(7), ready.pool(2)]))
+    assert np.array_equal(batch.views(np.arange(2)), np.stack([ready.pool(7), ready.pool(2)]))
     assert batch.mos.tolist() == ready.set.mos[[7, 2]].tolist()
 
 
@@ -191,7 +191,8 @@ def test_human_steps_are_spread_evenly_and_come_back_the_same(folder: Path, frac
     assert n == round(steps * fraction)
     planned = plan_batches([ready], n, 4, 1.0, np.random.default_rng(0)) if n else []
     voted = [
-        Batch(lambda k=k: ready.pool(k)[None].repeat(2, 0), np.array([[0, 1]]), np.array([1.0]), 2) for k in range(5)
+        Batch(lambda rows, k=k: ready.pool(k)[None].repeat(2, 0)[rows], np.array([[0, 1]]), np.array([1.0]), 2)
+        for k in range(5)
     ]
     data = Steps(voted, steps, (3, 1), planned, fraction)
     kinds = ["mos" in data[k] for k in range(steps)]
