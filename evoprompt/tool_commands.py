@@ -86,8 +86,9 @@ def recipes(name: str | None, check: Path | None) -> None:
     elif name:
         click.echo(load_recipe(name).to_yaml(), nl=False)
     else:
-        for key, line in shipped_recipes().items():
-            click.echo(f"{key:<16}{line}")
+        found = shipped_recipes()
+        for key, line in found.items():
+            click.echo(f"{key:<{max(map(len, found)) + 2}}{line}")
 
 
 @click.command()
