@@ -11,11 +11,14 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
+from uuid import uuid4
 
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
+
+from evoprompt.naming import reference_of
 
 GROUP = 4096
 """Records that are read and written at a time."""
@@ -32,7 +35,7 @@ _SCHEMA = pyarrow.schema(
 )
 
 
-_FACTS = ("sha256", "width", "height", "reference")
+_FACTS = ("sha256", "width", "height")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +123,8 @@ def write_catalogue(
 ) -> None:
     """Writes records to a Parquet file, a few thousand at a time; the file appears whole or not at all.
 
-    After an exception or Ctrl-C, `unfinished` is a readable file of what had been written until then.
+    After an exception or Ctrl-C, `unfinished` is a readable file of what had been written until then. Of several
+    processes that write the same file the last one counts.
 
     Args:
         path: The file.
@@ -129,17 +133,23 @@ def write_catalogue(
     """
     columns = {name: iter(values) for name, values in (extra or {}).items()}
     schema = pyarrow.schema([*_SCHEMA, *((name, pyarrow.string()) for name in columns)])
-    with parquet.ParquetWriter(unfinished(path), schema) as writer:
-        for group in _groups(records):
-            cells: dict[str, list[Any]] = {key: [getattr(r, key) for r in group] for key in _SCHEMA.names[:-1]}
-            cells["path"] = [str(record.path) for record in group]
-            cells |= {name: [next(values) for _ in group] for name, values in columns.items()}
-            writer.write_table(pyarrow.table(cells, schema=schema))
-    os.replace(unfinished(path), path)
+    own, becomes = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp"), unfinished(path)
+    writer = parquet.ParquetWriter(own, schema)
+    try:
+        with writer:
+            for group in _groups(records):
+                cells: dict[str, list[Any]] = {key: [getattr(r, key) for r in group] for key in _SCHEMA.names[:-1]}
+                cells["path"] = [str(record.path) for record in group]
+                cells |= {name: [next(values) for _ in group] for name, values in columns.items()}
+                writer.write_table(pyarrow.table(cells, schema=schema))
+        becomes = path
+    finally:
+        os.replace(own, becomes)
+    unfinished(path).unlink(missing_ok=True)
 
 
 def unfinished(path: Path) -> Path:
-    """Where `write_catalogue` writes before the file is whole."""
+    """What `write_catalogue` leaves of a file that it did not finish."""
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -189,7 +199,7 @@ class Known:
     def __init__(self, index: Path | None) -> None:
         # An unnamed database spills to a temporary file that vanishes with it.
         self._table = sqlite3.connect("")
-        self._table.execute("CREATE TABLE known (path TEXT PRIMARY KEY, stamp, sha256, width, height, reference)")
+        self._table.execute("CREATE TABLE known (path TEXT PRIMARY KEY, stamp, sha256, width, height)")
         for file in [] if index is None else [index, unfinished(index)]:
             self._learn(file)
 
@@ -200,7 +210,7 @@ class Known:
             return  # not there yet, or killed before its end was written
         for batch in batches:
             rows = zip(*(batch[key].to_pylist() for key in ("path", "stamp", *_FACTS)), strict=True)
-            self._table.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._table.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)
 
     def __call__(self, name: str, path: Path, stamp: str) -> ImageRecord | None:
         """The record of a file, unless it is new or its stamp (size and time of change) is another one."""
@@ -208,15 +218,24 @@ class Known:
         row = self._table.execute(query, (str(path), stamp)).fetchone()
         if row is None:
             return None
-        return ImageRecord(path=path, name=name, **dict(zip(_FACTS, row, strict=True)))
+        facts = dict(zip(_FACTS, row, strict=True))
+        return ImageRecord(path=path, name=name, reference=reference_of(name), **facts)
 
 
 class Contents:
-    """A set of content hashes that lives on disk when it is large."""
+    """A set of content hashes, or of other texts, that lives on disk when it is large; gone through in order.
 
-    def __init__(self) -> None:
+    Args:
+        texts: What to begin with.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
         self._table = sqlite3.connect("")
         self._table.execute("CREATE TABLE contents (sha256 TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._table.executemany("INSERT OR IGNORE INTO contents VALUES (?)", ((text,) for text in texts))
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for (text,) in self._table.execute("SELECT sha256 FROM contents ORDER BY sha256"))
 
     def add(self, sha256: str) -> bool:
         """Adds a hash; whether it is new."""
@@ -225,7 +244,7 @@ class Contents:
     def fingerprint(self) -> str:
         """12 hex digits of the set, whatever the order in which it was filled."""
         digest, first = hashlib.sha256(), True
-        for (sha256,) in self._table.execute("SELECT sha256 FROM contents ORDER BY sha256"):
-            digest.update(("" if first else "\n").encode() + str(sha256).encode())
+        for text in self:
+            digest.update(("" if first else "\n").encode() + text.encode())
             first = False
         return digest.hexdigest()[:12]

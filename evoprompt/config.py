@@ -21,6 +21,10 @@ def opt(default: Any, help: str, *, within: str = "", horizon: bool = False) -> 
     return field(default=default, metadata={"help": help, "within": within, "horizon": horizon})
 
 
+FEWER_BITS = ("8bit", "4bit")
+"""The values of ``judge.quantization`` that are not ``none``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
     """Who judges."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from evoprompt.catalogue import ImageRecord
+from evoprompt.catalogue import ImageRecord, index_file
 from evoprompt.containers import is_hub
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import check_images, scan_images
 from evoprompt.labels import find_named
-from evoprompt.naming import KNOWN
-from evoprompt.readers import Reading, find_table, scale_of, understand
+from evoprompt.naming import KNOWN, scale_of
+from evoprompt.readers import Reading, find_table, understand
 from evoprompt.splits import PARTS, read_split, split_file, torn
 from evoprompt.tables import TABLES
 
@@ -68,18 +68,24 @@ def check_unlabeled(
         "fingerprint": images.fingerprint(),
         **_sizes(images.records),
     }
+    skip = " --skip-unreadable" if images.skipped else ""
     lines = [
-        ("images", f"{total} found, {len(images)} distinct, {images.duplicates} duplicates (same content)"),
+        ("images", f"{total} found, {len(images)} distinct, {counted(images.duplicates, 'duplicate')} (same content)"),
         ("unreadable", _counted(facts["unreadable"])),
         ("pixels", _pixels(facts)),
         ("content", f"fingerprint {facts['fingerprint']}"),
-        ("next", f"evoprompt evolve --unlabeled {paths[0]}"),
+        ("next", f"evoprompt evolve --unlabeled {paths[0]}{skip}"),
     ]
     return Checked(facts=facts, lines=lines, problems=len(images.skipped))
 
 
 def check_scores(
-    path: Path, *, images: Path | None = None, lower_better: bool = False, column: str | None = None
+    path: Path,
+    *,
+    images: Path | None = None,
+    lower_better: bool = False,
+    column: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
     """Looks at a table of human scores and the images it names.
 
@@ -88,6 +94,7 @@ def check_scores(
         images: Folder of the images.
         lower_better: The scores are better when lower.
         column: Header of the score.
+        progress: Called after each image.
 
     Raises:
         DataError: The table itself cannot be used.
@@ -95,7 +102,7 @@ def check_scores(
     reading = understand(path, column=column)
     named, missing, folders, notes = find_named(reading, images)
     there = [(name, file) for name, file in named if name not in set(missing)]
-    records, bad = check_images(there)
+    records, bad = check_images(there, progress, index_file([reading.path]))
     repeated = [f"{name} ({n} rows)" for name, n in Counter(reading.names).items() if n > 1]
     contents = Counter(record.sha256 for record in records)
     doubles = sum(n - 1 for n in contents.values())
@@ -124,9 +131,11 @@ def check_scores(
         ("repeated", _counted(repeated)),
         ("pixels", _pixels(facts)),
         *(("note", note) for note in facts["notes"]),
-        ("next", f"evoprompt evaluate PROMPT --eval-mos {path}"),
     ]
-    return Checked(facts=facts, lines=lines, problems=len(missing) + len(bad) + len(repeated))
+    problems = len(missing) + len(bad) + len(repeated)
+    again = "put right what is missing, unreadable or repeated, and check again"
+    lines.append(("next", again if problems else f"evoprompt evaluate PROMPT --eval-mos {path}"))
+    return Checked(facts=facts, lines=lines, problems=problems)
 
 
 def _scale(reading: Reading, lower_better: bool) -> dict[str, Any]:
@@ -184,11 +193,8 @@ def _scores_line(facts: dict[str, Any]) -> str:
 
 def _groups_line(facts: dict[str, Any]) -> str:
     levels = f", levels {facts['levels'][0]:g} to {facts['levels'][-1]:g}" if facts["levels"] else ""
-    types = f"; {facts['distortions']} types of distortion{levels}" if facts["distortions"] else ""
-    plural = "" if facts["groups"] == 1 else "s"
-    groups = (
-        f"{facts['groups']} {facts['grouping']}{plural}" if facts["groups"] else "no references or text prompts named"
-    )
+    types = f"; {counted(facts['distortions'], 'type')} of distortion{levels}" if facts["distortions"] else ""
+    groups = counted(facts["groups"], facts["grouping"]) if facts["groups"] else "no references or text prompts named"
     return groups + types
 
 

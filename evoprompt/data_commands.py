@@ -34,11 +34,11 @@ def check(
     from evoprompt.data_check import check_scores, check_unlabeled, has_scores
     from evoprompt.tracking import Console
 
-    if unlabeled or not has_scores(path):
-        with Console().counted("images") as progress:
+    with Console().counted("images") as progress:
+        if unlabeled or not has_scores(path):
             checked = check_unlabeled([path], index_file([path]), progress)
-    else:
-        checked = check_scores(path, images=images, lower_better=lower_better, column=column)
+        else:
+            checked = check_scores(path, images=images, lower_better=lower_better, column=column, progress=progress)
     if as_json:
         click.echo(json.dumps(checked.facts, indent=2, ensure_ascii=False))
     else:
@@ -62,15 +62,17 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
     """
     from collections import Counter
 
-    from evoprompt.errors import DataError
+    from evoprompt.errors import DataError, counted
     from evoprompt.labels import read_labels, with_split
     from evoprompt.splits import make_split, read_split, split_file, write_split
+    from evoprompt.tracking import Console
 
     if val + test >= 1:
         raise DataError(
             f"--val {val:g} and --test {test:g} leave nothing to train on. Give shares that sum to below 1."
         )
-    labels = read_labels(path, images=images)
+    with Console().counted("labels") as progress:
+        labels = read_labels(path, images=images, progress=progress)
     target = out or split_file(labels.path)
     if target.exists():
         found = read_split(target, labels.sha256)
@@ -88,7 +90,7 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
     click.echo(f"{'split':<12}{labels.how}, {word}: {target}")
     for part, count in sorted(Counter(where for where in labels.split or () if where).items()):
         chosen = labels.of_part(part)
-        units = f", {len(set(chosen.groups))} {labels.grouping}s" if chosen.groups else ""
-        click.echo(f"{part:<12}{count} images{units}{'; ' + chosen.leaky if chosen.leaky else ''}")
+        units = f", {counted(len(set(chosen.groups)), labels.grouping)}" if chosen.groups else ""
+        click.echo(f"{part:<12}{counted(count, 'image')}{units}{'; ' + chosen.leaky if chosen.leaky else ''}")
     where = "" if target in (labels.path, split_file(labels.path)) else f"@{target}"
     click.echo(f"{'next':<12}evoprompt evaluate PROMPT --eval-mos '{labels.path}#test{where}'")

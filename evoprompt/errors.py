@@ -1,4 +1,4 @@
-"""The errors evoprompt raises on purpose, and the one way to list several problems in a sentence.
+"""The errors evoprompt raises on purpose, and how sentences count and list things.
 
 Every message says what is wrong with the value and where, what is accepted, and what to do. ``exit_code`` is what the
 command line returns: 2 when nothing was started (a recipe, some data or a judge is unusable), 1 when something failed
@@ -54,3 +54,8 @@ def listed(problems: Sequence[str], limit: int = 5) -> str:
     shown = "; ".join(problems[:limit])
     hidden = len(problems) - limit
     return f"{shown} and {hidden} more" if hidden > 0 else shown
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: ``"1 row"``, ``"7 rows"``; for words whose plural ends in s."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -228,13 +228,19 @@ def complete(target: Target, columns: Sequence[Column]) -> tuple[Target, list[Co
 
 
 def measure_on(judge: Judge, labels: Labels, batch_size: int) -> Callable[[PixelPrompt, Path], dict[str, float]]:
-    """All that evolution may know of labels: a function from a prompt to numbers, which also writes ``eval.json``."""
+    """All that evolution may know of labels: a function from a prompt to numbers, which also writes ``eval.json``.
+
+    All processes of a job must call it, and share the scoring; the first alone has the numbers and writes.
+    """
+    from evoprompt.processes import rank
     from evoprompt.scoring import score_labels
 
     how: dict[str, Any] = {"n_boot": 2000, "seed": 0, "clusters": labels.groups}
 
     def measure(prompt: PixelPrompt, folder: Path) -> dict[str, float]:
         scores, _ = score_labels(judge, [prompt], labels, batch_size, lambda n=1, **_: None)[0]
+        if rank():
+            return {}
         _check(labels.mos)
         numbers = {key: bootstrap(statistic, scores, labels.mos, **how) for key, statistic in STATISTICS.items()}
         row = Evaluation("prompt", len(labels), numbers["srcc"], numbers["plcc"], numbers["krcc"])

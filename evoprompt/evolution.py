@@ -19,10 +19,11 @@ import copy
 import csv
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,11 @@ import numpy as np
 
 from evoprompt import __version__
 from evoprompt.batches import ladder_batch, vote_batches
+from evoprompt.catalogue import Contents
 from evoprompt.config import Recipe
 from evoprompt.errors import JudgeError
-from evoprompt.health import (
-    Decision,
-    Panel,
-    Reading,
-    above_chance,
-    decide,
-    plan_panel,
-    read_panel,
-    split_images,
-    work,
-)
+from evoprompt.findings import teaching
+from evoprompt.health import Decision, Panel, Reading, above_chance, decide, plan_panel, read_panel, split_images, work
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
 from evoprompt.ladder import Pool, plan_chains
@@ -109,7 +102,7 @@ class Evolution:
     sets: Sequence[MosSet] = ()
     supervised: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
-    seen_before: tuple[str, ...] = ()
+    seen_before: Iterable[str] = ()
 
     def __post_init__(self) -> None:
         recipe, family = self.recipe, self.judge.family
@@ -152,7 +145,7 @@ class Evolution:
         if not done:
             self._check_direction()
         with self._timed("look"):
-            first = self._look(start, 0)
+            first = self._look(start, 0, across=not done)
         if not done:
             self._begin(start, first)
         before = (
@@ -186,6 +179,8 @@ class Evolution:
                 "longer ladder, or --force to go on all the same."
             )
         self._commit(0, start, start, reading, Decision(True, "where the run starts", 0.0, 0.0), {})
+        if self.fraction < 1 and (told := teaching(reading.health.to_dict())):
+            self.console.say(f"teach    {told}")
 
     def _round(
         self, number: int, accepted: PixelPrompt, first: Reading, before: Reading
@@ -312,13 +307,14 @@ class Evolution:
         """Scores of the held-out images by content."""
         return {self.images.records[i].sha256: reading.scores[int(i)] for i in self.panel.images}
 
-    def _look(self, prompt: PixelPrompt, number: int) -> Reading:
+    def _look(self, prompt: PixelPrompt, number: int, across: bool = False) -> Reading:
+        panel = self.panel if across else self.panel.within()
         self.judge.attach(prompt)
         label = f"round {number}/{self.recipe.rounds}  look" if number else "judge at the start"
-        with self.console.progress(label, work(self.panel)) as advance:
+        with self.console.progress(label, work(panel)) as advance:
             seed = (self.recipe.seed, number)
             vote, limits = self.recipe.vote, self.recipe.eval
-            return read_panel(self.judge, self.pool, self.panel, vote, self.block, seed, advance, limits)
+            return read_panel(self.judge, self.pool, panel, vote, self.block, seed, advance, limits)
 
     def _commit(
         self,
@@ -330,17 +326,17 @@ class Evolution:
         numbers: dict[str, float],
     ) -> None:
         prompt.origin = self._origin(number)
+        folder, labelled = self.run.begin(number), {}
+        if self.measure is not None:
+            with self._timed("measure"):
+                labelled = {f"label/{k}": v for k, v in self.measure(prompt, folder).items()}
         if not self.run.writes:
             return
-        folder = self.run.begin(number)
         prompt.save(folder / "prompt")
         if not number:
             write_lines(folder / "votes.jsonl", [vote.to_dict() for vote in reading.votes])
             self._write_labels(folder, reading.labels)
-        metrics = {**numbers, **{f"health/{k}": v for k, v in reading.health.to_dict().items()}}
-        if self.measure is not None:
-            with self._timed("measure"):
-                metrics.update({f"label/{k}": v for k, v in self.measure(prompt, folder).items()})
+        metrics = {**numbers, **{f"health/{k}": v for k, v in reading.health.to_dict().items()}, **labelled}
         record = {
             "round": number,
             "parent": parent.sha(),
@@ -357,7 +353,6 @@ class Evolution:
         self.console.say(_table_row(record))
 
     def _origin(self, number: int) -> Origin:
-        records = [*self.images.records, *(record for chosen in self.sets for record in chosen.records)]
         return Origin(
             judge=self.judge.id,
             revision=self.judge.revision,
@@ -369,8 +364,15 @@ class Evolution:
             version=__version__,
             labels="none" if not self.sets else ("" if self.supervised else "votes and ") + said_of(self.sets),
             control=self.recipe.control,
-            seen=tuple(sorted({*self.seen_before, *(key for record in records for key in record.keys)})),
+            quantization=self.recipe.judge.quantization,
+            seen=self._seen,
         )
+
+    @cached_property
+    def _seen(self) -> Contents:
+        """What a prompt of this run has learnt from; kept on disk, for it grows with the images."""
+        records = chain(self.images.records, *(chosen.records for chosen in self.sets))
+        return Contents(chain(self.seen_before, (key for record in records for key in record.keys)))
 
     def _write_labels(self, folder: Path, labels: Sequence[PseudoLabel]) -> None:
         text = io.StringIO()

@@ -258,10 +258,7 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """12 hex digits of the content: the same for the same images under other names, paths or in another order."""
-        contents = Contents()
-        for record in self.records:
-            contents.add(record.sha256)
-        return contents.fingerprint()
+        return Contents(record.sha256 for record in self.records).fingerprint()
 
 
 def scan_images(
@@ -310,7 +307,7 @@ def scan_images(
         raise unreadable(problems, len(found), "Remove them or add --skip-unreadable.")
     if not kept:
         raise DataError(f"none of the {len(found)} images can be read: {_reasons(problems)}. Name other images.")
-    names = tuple(str(source) for source in sources)
+    names = tuple(map(str, sources))
     return ImageSet(records=kept, sources=names, duplicates=len(fresh) - len(kept), skipped=tuple(problems))
 
 
@@ -387,20 +384,23 @@ def _entries(source: Path) -> Iterator[tuple[str, Path]]:
 
 
 def check_images(
-    named: Sequence[tuple[str, Path]], progress: Callable[[int, int], None] | None = None
+    named: Sequence[tuple[str, Path]], progress: Callable[[int, int], None] | None = None, index: Path | None = None
 ) -> tuple[list[ImageRecord], list[tuple[str, str]]]:
     """Reads, hashes and decodes files once each, a few at a time.
 
     Args:
         named: (name, path) of every file.
         progress: Called with (files done, files in all) after each file.
+        index: As for `scan_images`, though the records are in memory, too.
 
     Returns:
         The records of those that can be read, and (name, reason) of those that cannot; both in the order given.
     """
-    results = [(name, result) for name, result, _ in _checked(named, Known(None), progress)]
-    records = [result for _, result in results if isinstance(result, ImageRecord)]
-    return records, [(name, result) for name, result in results if isinstance(result, str)]
+    results = list(_checked(named, Known(index), progress))
+    good = [(result, stamp) for _, result, stamp in results if isinstance(result, ImageRecord)]
+    if index is not None:
+        write_catalogue(index, (record for record, _ in good), {"stamp": (stamp for _, stamp in good)})
+    return [record for record, _ in good], [(name, result) for name, result, _ in results if isinstance(result, str)]
 
 
 def _checked(

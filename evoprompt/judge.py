@@ -20,7 +20,7 @@ from evoprompt.errors import JudgeError
 from evoprompt.owl2 import load_owl2
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import FAMILIES, OTHER, Family, Preprocess, Question, choose
-from evoprompt.small_cards import Quantization, checkpoint_layers, compile_layers, quantized
+from evoprompt.small_cards import Quantization, checkpoint_layers, compile_layers, quantization_of, quantized
 
 NANO = "owl2-nano"
 # What images are normalised with when they are prepared as for the published pixel prompts.
@@ -36,6 +36,10 @@ class Judge(Protocol):
     family: Family
     image_size: int
     device: torch.device
+
+    @property
+    def precision(self) -> str:
+        """What its weights are: a dtype, and the bits of those in fewer, such as ``bfloat16, 4bit``."""
 
     @property
     def prompt_sha(self) -> str:
@@ -246,6 +250,12 @@ class OwlJudge:
         pixels = pixels.to(self.device, torch.float32)
         states: Tensor = self.model.model.vision_model((pixels - self._mean) / self._std).last_hidden_state
         return states[:, 1:].mean(dim=1).float()
+
+    @property
+    def precision(self) -> str:
+        """What its weights are: a dtype, and the bits of those in fewer, such as ``bfloat16, 4bit``."""
+        dtype, bits = str(self.model.dtype).removeprefix("torch."), quantization_of(self.model)
+        return dtype if bits == "none" else f"{dtype}, {bits}"
 
     @property
     def prompt_sha(self) -> str:

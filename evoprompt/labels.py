@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evoprompt.catalogue import ImageRecord
+from evoprompt.catalogue import ImageRecord, index_file
 from evoprompt.containers import exists, locate
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import check_images, unreadable
-from evoprompt.naming import KNOWN, reference_key
-from evoprompt.readers import Reading, pick, scale_of, understand
+from evoprompt.naming import KNOWN, reference_key, scale_of
+from evoprompt.readers import Reading, pick, understand
 from evoprompt.splits import Split, read_split, split_file, torn
 
 _REFERENCES = ("", "images", "reference_images", "src_imgs", "refimgs", "../Train_Ref", "Train_Ref")
@@ -255,7 +255,7 @@ def _refuse_repeats(reading: Reading) -> None:
             repeats.append(f"{name} ({kind}s {first[name].split()[-1]} and {place.split()[-1]})")
     if repeats:
         raise DataError(
-            f"{reading.path} has {len(repeats)} rows for images it already named: {listed(repeats)}. "
+            f"{reading.path} has {counted(len(repeats), 'row')} for images it already named: {listed(repeats)}. "
             "Keep one row per image, its mean score."
         )
 
@@ -271,7 +271,7 @@ def _records(
             f"{reading.path} names {len(missing)} of {len(named)} images that are not there: {listed(missing)}; "
             f"looked in {looked}. Put them there, or remove their rows."
         )
-    records, problems = check_images(named, progress)
+    records, problems = check_images(named, progress, index_file([reading.path]))
     if problems:
         raise unreadable(problems, len(named), f"Replace them, or remove their rows from {reading.path}.")
     if reading.grouping == "reference" and reading.groups is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Request:
         batch_size: Images scored at a time.
         judge: Another judge than the prompts'; None for theirs, or the embedded one.
         device: See ``judge.load_judge``.
-        dtype: See ``judge.load_judge``.
+        dtype: See ``scoring.judge_for``.
         vote_pairs: Pairs that the bare judge votes on for the row without training; 0 for no such row.
         protocol: How agreement is measured.
     """
@@ -152,7 +153,7 @@ def _labels(request: Request, items: _Items, path: Path | None, console: Console
             column=request.column,
             progress=progress,
         )
-    trained_on = {key for _, prompt in items.prompts if prompt for key in prompt.origin.seen}
+    trained_on = chain.from_iterable(prompt.origin.seen for _, prompt in items.prompts if prompt)
     left, n_seen = without_seen(labels, trained_on, request.seen)
     if n_seen and request.seen == "keep":
         console.say(f"warning  {n_seen} of the {len(labels)} evaluation images were seen; this is not a test.")
@@ -184,6 +185,7 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
         "direction": target.direction,
         "seen": request.seen,
         "judge": judge,
+        "precision": items.judge.precision if items.scored else "",
         "protocol": _protocol(request.protocol, kept),
         "rows": [row.to_dict() for row in rows],
     }
@@ -191,8 +193,9 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
 
 
 def _protocol(protocol: Protocol, target: Target) -> dict[str, Any]:
-    groups = target.groups
-    clusters = "images" if groups is None else f"{len(set(groups))} {target.grouping}s, the images of one together"
+    units = set(target.groups or ())
+    single = len(units) in (0, len(target.mos))
+    clusters = "images" if single else f"{len(units)} {target.grouping}s, the images of one together"
     return {
         "clusters": clusters,
         "n_boot": protocol.n_boot,
@@ -320,6 +323,5 @@ def _seen(labels: Labels, prompt: PixelPrompt | None) -> np.ndarray:
 
 def said(body: Mapping[str, Any]) -> str:
     """One line for people about what was measured."""
-    return (
-        f"{body['labels']}: {body['n']} images, MOS {body['direction']}, split: {body['split']}, judge {body['judge']}"
-    )
+    judge = ", ".join(word for word in (body["judge"], body["precision"]) if word)
+    return f"{body['labels']}: {body['n']} images, MOS {body['direction']}, split: {body['split']}, judge {judge}"

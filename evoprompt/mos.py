@@ -22,6 +22,7 @@ from evoprompt.ladder import Pool
 from evoprompt.scoring import score_views
 from evoprompt.stats import Interval, bootstrap, paired_difference, srcc
 from evoprompt.steps import MosBatch
+from evoprompt.tracking import Console
 from evoprompt.voting import dealt, plan_groups
 
 LOW, HIGH = 1.0, 5.0
@@ -54,12 +55,13 @@ class MosSet:
         return ImageSet(records=self.records, sources=(self.name,))
 
 
-def read_sets(files: Sequence[Path], config: MosConfig) -> tuple[MosSet, ...]:
+def read_sets(files: Sequence[Path], config: MosConfig, console: Console | None = None) -> tuple[MosSet, ...]:
     """Read label files, each on its own scale.
 
     Args:
         files: CSV files, see ``labels.read_labels``.
         config: ``range`` and ``better``, each for all files or one for each.
+        console: for progress.
 
     Returns:
         One set a file.
@@ -72,7 +74,9 @@ def read_sets(files: Sequence[Path], config: MosConfig) -> tuple[MosSet, ...]:
     sets, problems = [], []
     for path, ends, way in zip(files, ranges, ways, strict=True):
         try:
-            sets.append(on_one_scale(read_labels(path, lower_better=way == "lower"), scale_ends(ends)))
+            with (console or Console(quiet=True)).counted("labels") as progress:
+                labels = read_labels(path, lower_better=way == "lower", progress=progress)
+            sets.append(on_one_scale(labels, scale_ends(ends)))
         except DataError as error:
             problems.append(str(error))
     if problems:

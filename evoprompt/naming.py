@@ -6,9 +6,13 @@ Counts, scales and directions are those of the sets' own papers and files, as di
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Facts(NamedTuple):
@@ -37,7 +41,7 @@ KNOWN = {
     "LIVE-C": Facts(((0, 100),), False, 1162, 0, "live(c|w|challenge|_challenge)|clive|challengedb"),
     "TID2013": Facts(((0, 9),), False, 3000, 0, "tid2013"),
     "CSIQ": Facts(((0, 1),), True, 866, 0, "csiq"),
-    "LIVE": Facts(((0, 100),), True, 779, 0, "liveiqa|live_?r2|live2005"),
+    "LIVE": Facts(((0, 100),), True, 779, 0, "liveiqa|live_?r2|live2005|live/(jp2k|jpeg|wn|gblur|fastfading)/"),
     "PIPAL": Facts((), False, 23200, 0, "pipal"),
     "FLIVE": Facts(((0, 100),), False, 39810, 0, "flive|paq-?2-?piq"),
 }
@@ -47,6 +51,11 @@ KNOWN = {
 def known_by_word(text: str) -> str:
     """The set that a file or folder name speaks of, or an empty text."""
     return next((name for name, facts in KNOWN.items() if re.search(facts.word, text, re.IGNORECASE)), "")
+
+
+def scale_of(mos: NDArray[np.float64], ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The first of some scales that holds all scores."""
+    return next(((a, b) for a, b in ranges if a <= mos.min() and mos.max() <= b), None)
 
 
 class Named(NamedTuple):
@@ -74,11 +83,15 @@ _PATTERNS = {
         re.IGNORECASE,
     ),
     "PIPAL": re.compile(r"(?P<reference>A\d{4})_(?P<distortion>\d\d)_(?P<level>\d\d)\.\w+", re.IGNORECASE),
+    # The reference is a photo of Pixabay by words and number; a year there would be the date of somebody's own photo.
+    "KADIS-700k": re.compile(
+        r"(?P<reference>[a-z][a-z\d-]*-(?!(19|20)\d\d_)\d{4,7})_(?P<distortion>0[1-9]|1\d|2[0-5])_(?P<level>0[1-5])\.\w+"
+    ),
 }
 
 
 def parse_name(name: str) -> Named | None:
-    """What a file name says, or None when it is not named as in KADID-10k, TID2013, CSIQ or PIPAL.
+    """What a file name says, or None when it is not named as in KADID-10k, TID2013, CSIQ, PIPAL or KADIS-700k.
 
     PIPAL numbers the outputs of a kind; that is no strength, so its level is always 0.
 
@@ -97,6 +110,18 @@ def parse_names(names: Sequence[str]) -> list[Named] | None:
     parsed = [found for found in map(parse_name, names) if found is not None]
     same = len(parsed) == len(names) > 0 and len({found.dataset for found in parsed}) == 1
     return parsed if same else None
+
+
+def slipped(told: Sequence[str], said: Sequence[str]) -> list[int]:
+    """Rows in which a column says another reference image than it says elsewhere where file names tell the same.
+
+    Args:
+        told: Reference image of every row by its file name.
+        said: The same by a column, which may call it otherwise.
+    """
+    pairs = Counter(zip(told, said, strict=True))
+    usual = {reference: column for (reference, column), _ in reversed(pairs.most_common())}
+    return [row for row, (reference, column) in enumerate(zip(told, said, strict=True)) if usual[reference] != column]
 
 
 def reference_key(dataset: str, reference: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from evoprompt.config import Recipe
+from evoprompt.config import FEWER_BITS, Recipe
 from evoprompt.recipe_files import load_recipe
 
 PATH = click.Path(path_type=Path)
@@ -53,8 +53,8 @@ with_machine = combine(
     click.option(
         "--dtype",
         default="auto",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        help="Of the judge; auto is bfloat16 on a GPU.",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16", *FEWER_BITS]),
+        help="Of the judge; auto is bfloat16 on a GPU, in as many bits as a prompt was trained with.",
     ),
 )
 with_eval_mos = click.option(
@@ -73,6 +73,8 @@ def recipe_of(ctx: click.Context) -> Recipe:
     """The recipe: shipped defaults < file < named flags that were typed < -s."""
     typed = {k: ctx.params[k] for k in ctx.params if ctx.get_parameter_source(k) == ParameterSource.COMMANDLINE}
     keys = {"rounds": "rounds", "seed": "seed", "control": "control", "judge": "judge.id", "dtype": "judge.dtype"}
+    if typed.get("dtype") in FEWER_BITS:
+        keys["dtype"] = "judge.quantization"
     named = [f"{keys[k]}={v}" for k, v in typed.items() if k in keys]
     name = ctx.params["recipe"]
     if name is None:

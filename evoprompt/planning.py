@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,9 +17,9 @@ from evoprompt.costs import Costs
 from evoprompt.health import PIECE
 from evoprompt.images import ImageSet
 from evoprompt.judge import OwlJudge, to_pixels
-from evoprompt.ladder import Pool
+from evoprompt.ladder import Chain, Pool, plan_cross
 from evoprompt.lifecycle import new_prompt
-from evoprompt.processes import world
+from evoprompt.processes import resident_peak, world
 from evoprompt.questions import Question
 from evoprompt.steps import mos_steps
 from evoprompt.training import PromptedRating
@@ -132,7 +130,9 @@ def plan_run(recipe: Recipe, n_images: int, views: int, mixed: bool = False, sup
     chain = np.arange(ladder.kinds * ladder.levels).reshape(ladder.kinds, ladder.levels) + 1
     before = np.concatenate([np.zeros((ladder.kinds, 1), dtype=int), chain[:, :-1]], axis=1)
     look += comparisons(np.stack([before, chain], axis=-1).reshape(-1, 2), PIECE, asked) * chains
-    panel = look * (recipe.rounds + 1) + Passes(read=heldout, degraded=degraded)
+    ends = [Chain(k, "", (k, chains + k * ladder.kinds + n)) for k in range(chains) for n in range(ladder.kinds)]
+    across = comparisons(plan_cross(ends, np.random.default_rng(0)), PIECE, asked)
+    panel = look * (recipe.rounds + 1) + across + Passes(read=heldout, degraded=degraded)
 
     group = min(pairs.group, learning)
     n_groups = math.ceil(pairs.per_round / (group * (group - 1) / 2))
@@ -371,5 +371,4 @@ def resident_bytes(judge: OwlJudge) -> float:
     """What the program takes now: of the GPU when the judge is on one, otherwise resident."""
     if judge.device.type == "cuda":
         return float(torch.cuda.memory_allocated(judge.device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak * (1 if sys.platform == "darwin" else 1024))
+    return float(resident_peak())

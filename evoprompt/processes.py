@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -153,6 +156,15 @@ def whole(mine: Tensor, rows: Tensor, size: int) -> Tensor:
 
 def peak_memory_mib() -> float:
     """Peak memory of this process so far, MiB: of the GPU when one is used, otherwise resident."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_peak()
+    return round(peak / 2**20, 1)
+
+
+def resident_peak() -> int:
+    """The most memory that this program has had resident, bytes."""
+    status = Path("/proc/self/status")
+    told = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
+    if told:
+        return 1024 * int(told[1])
+    # Second best: it begins at the size of the program that started this one.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -27,15 +27,13 @@ def show(folder: str, as_json: bool) -> None:
     loaded = load_prompt(folder)
     if loaded is None:
         raise click.BadParameter("none is the bare judge, not a prompt")
-    origin = asdict(loaded.origin)
-    seen = len(origin.pop("seen"))
     facts = {
         "sha": loaded.sha(),
         **asdict(loaded.config),
         "values": loaded.n_values,
         "saturated": loaded.saturated_fraction(),
-        "seen images": seen,
-        **{f"origin {key}": value for key, value in origin.items()},
+        "seen images": sum(1 for _ in loaded.origin.seen),
+        **{f"origin {key}": value for key, value in loaded.origin.facts().items()},
     }
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(f"{k:<20}{v}" for k, v in facts.items()))
 
@@ -56,7 +54,8 @@ def import_prompt(
     """Make a prompt folder of a released visual_prompt.pth (arXiv 2509.03494).
 
     Its images are cropped and normalised with ImageNet's constants, and scored by the good/fine readout, as the
-    original did. Which images it was trained on is not in the file, so nothing can stop an evaluation on them.
+    original did. Which images it was trained on is not in the file, so nothing can stop an evaluation on them; nor is
+    whether it is to be added to the image or multiplied: it is added.
     """
     from evoprompt.prompts import PromptConfig
     from evoprompt.published import read_published
@@ -73,5 +72,6 @@ def import_prompt(
     )
     loaded = read_published(file, config, judge, family, question)
     loaded.save(out)
-    click.echo(f"{loaded.n_values:,} values in {out}; the images it was trained on are not known.", err=True)
+    known = "taken as added to the image; the images it was trained on are not known"
+    click.echo(f"{loaded.n_values:,} values in {out}, {known}.", err=True)
     click.echo(f"next     evoprompt score IMAGES -p {out}", err=True)

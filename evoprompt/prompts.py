@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ class Origin:
     """Where a prompt comes from: stored beside it, printed with its scores.
 
     ``labels`` says which human scores it was trained with, ``none`` for label-free; ``control`` which control run it
-    is the result of, ``none`` for a prompt that is meant.
+    is the result of, ``none`` for a prompt that is meant; ``quantization`` the bits of the judge it was trained on, see
+    ``small_cards.quantized``; ``seen`` what it has learnt from: content hashes of images, and keys of the reference
+    images whose distorted copies they are (``naming.reference_key``). There may be millions, so they are gone through
+    and never gathered.
     """
 
     judge: str = ""
@@ -107,8 +111,36 @@ class Origin:
     version: str = ""
     labels: str = "none"
     control: str = "none"
+    quantization: str = "none"
     score_range: tuple[float, float] = (1.0, 5.0)
-    seen: tuple[str, ...] = field(default=(), repr=False)
+    seen: Iterable[str] = field(default=(), repr=False, compare=False)
+
+    def facts(self) -> dict[str, Any]:
+        """All of it but ``seen``."""
+        facts = asdict(replace(self, seen=()))
+        del facts["seen"]
+        return facts
+
+    def __deepcopy__(self, memo: object) -> Origin:
+        return self  # it never changes, and what was seen may lie on disk
+
+
+@dataclass(frozen=True)
+class SeenFile:
+    """A ``seen.txt``, one hash or key a line, read from the disk each time it is gone through.
+
+    Raises:
+        DataError: while it is gone through, when the file cannot be read.
+    """
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            with self.path.open(encoding="utf-8") as lines:
+                yield from (line.strip() for line in lines)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path} cannot be read ({error}). Export or download the prompt again.") from error
 
 
 class PixelPrompt(nn.Module):
@@ -160,11 +192,12 @@ class PixelPrompt(nn.Module):
         """Write ``config.json`` and ``model.safetensors``, and ``seen.txt`` with the hashes of the images used."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"theta": self.theta.detach().cpu().contiguous()}, folder / "model.safetensors")
-        origin: dict[str, Any] = asdict(self.origin)
-        seen = origin.pop("seen")
-        body = {"schema": SCHEMA, "prompt": asdict(self.config), "sha": self.sha(), "origin": origin}
+        body = {"schema": SCHEMA, "prompt": asdict(self.config), "sha": self.sha(), "origin": self.origin.facts()}
         (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-        (folder / "seen.txt").write_text("".join(f"{digest}\n" for digest in seen), encoding="utf-8")
+        fresh = folder / ".seen.txt.tmp"  # what is written may be read from seen.txt itself
+        with fresh.open("w", encoding="utf-8") as lines:
+            lines.writelines(f"{key}\n" for key in self.origin.seen)
+        fresh.replace(folder / "seen.txt")
 
     @classmethod
     def load(cls, folder: Path) -> PixelPrompt:
@@ -173,15 +206,14 @@ class PixelPrompt(nn.Module):
         Raises:
             DataError: when files are missing, broken or do not belong together.
         """
-        for name in ("config.json", "model.safetensors"):
+        for name in ("config.json", "model.safetensors", "seen.txt"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder} is not a prompt folder: {name} is missing. Give a run or a prompt folder.")
         try:
             body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             config = PromptConfig(**body["prompt"])
             origin = dict(body["origin"], score_range=tuple(body["origin"]["score_range"]))
-            seen = (folder / "seen.txt").read_text(encoding="utf-8").split() if (folder / "seen.txt").is_file() else []
-            prompt = cls(config, Origin(**origin, seen=tuple(seen)))
+            prompt = cls(config, Origin(**origin, seen=SeenFile(folder / "seen.txt")))
             theta = load_file(folder / "model.safetensors")["theta"]
         except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a prompt ({error}). Export or download it again.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ def read_published(path: Path, config: PromptConfig, judge: str, family: str, qu
     ``pad_left`` and ``pad_right`` (1, 3, S - 2 size, size), for a patch ``patch`` (1, 3, size, size), for an overlay
     ``prompt`` (1, 3, S, S), with S the image size. Added were tanh of them, without blocks and with strength 1.
 
+    The same code could also multiply the image by tanh of them, which blackens all that the prompt does not cover. Such
+    files look alike; only the experiment's name, which the folder has, ends in ``_mul``.
+
     Args:
         path: the file; it is read without running anything in it.
         config: geometry, with free pixels (``blocks`` 0).
@@ -32,8 +36,13 @@ def read_published(path: Path, config: PromptConfig, judge: str, family: str, qu
         The prompt, its origin saying what is known of it.
 
     Raises:
-        DataError: when the file is no such dictionary or does not fit the geometry.
+        DataError: when the file is no such dictionary, does not fit the geometry, or is of a multiplied prompt.
     """
+    if multiplied := [part for part in path.resolve().parts if re.search(r"[_-]mul(tiply|tiplicative)?$", part)]:
+        raise DataError(
+            f"{path} is of experiment {multiplied[-1]}, by its name a prompt that images are multiplied by; only "
+            "prompts that are added can be used. If it was added, put the file into another folder."
+        )
     values = _load(path)
     expected = _shapes(config)
     wrong = [

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evoprompt.errors import DataError, listed
-from evoprompt.naming import KNOWN, known_by_word, parse_names
+from evoprompt.errors import DataError, counted, listed
+from evoprompt.naming import KNOWN, known_by_word, parse_names, scale_of, slipped
 from evoprompt.tables import IMAGE_COLUMNS, Table, image_folders, read_table
 
 SCORE_COLUMNS = ("mos", "gt_score", "dmos", "mos_quality")
@@ -171,7 +171,8 @@ def _table(table: Table, column: str | None, split_column: str | None) -> Readin
         return _flive(_plain(table, column, None, dataset="FLIVE", image=("name_image",), score=("mos_image",)))
     if table.path.name == "labels_image.csv":
         return _flive(_plain(table, column, None, dataset="FLIVE"))
-    if table.has("id", "conversations") or (table.path.suffix == ".json" and table.has("id")):
+    is_list = table.path.suffix == ".json" and (table.has("id") or table.has("img_path"))
+    if is_list or table.has("id", "conversations"):
         return _conversations(table, column, split_column)
     if made := re.fullmatch(r"meta_info_(\w+)Dataset", table.path.stem):
         return _meta_info(table, column, split_column, known_by_word(made[1]))
@@ -200,6 +201,8 @@ def _plain(
     groups, grouping = _cells(table, REFERENCE_COLUMNS), "reference"
     if groups is None and parsed:
         groups = tuple(found.reference for found in parsed)
+    elif groups and parsed:
+        _refuse_slipped(table, slipped([found.reference for found in parsed], groups), names, groups)
     if groups is None:
         groups, grouping = _cells(table, TEXT_COLUMNS), "text prompt"
     distortion, level = _cells(table, DISTORTION_COLUMNS), _cells(table, LEVEL_COLUMNS)
@@ -223,6 +226,15 @@ def _plain(
         split=None if split is None else tuple(PARTS.get(cell.lower(), cell or None) for cell in split),
         notes=notes,
     )
+
+
+def _refuse_slipped(table: Table, rows: Sequence[int], names: Sequence[str], others: Sequence[str]) -> None:
+    if rows:
+        told = listed([f"{table.where(row)} '{names[row]}' beside '{others[row]}'" for row in rows])
+        raise DataError(
+            f"{table.path} names two images in {counted(len(rows), 'row')}: {told}. Cells seem to have slipped into "
+            "other rows, so scores may have, too. Download it again."
+        )
 
 
 def _called(path: Path) -> str:
@@ -256,8 +268,8 @@ def _numbers(table: Table, column: int, at_least: float = -math.inf) -> NDArray[
     if problems:
         accepted = "finite numbers" if at_least == -math.inf else f"finite numbers of at least {at_least:g}"
         raise DataError(
-            f"{table.path} column '{table.columns[column]}' has {len(problems)} unusable values: {listed(problems)}; "
-            f"accepted are {accepted}. Correct or remove these rows."
+            f"{table.path} column '{table.columns[column]}' has {counted(len(problems), 'unusable value')}: "
+            f"{listed(problems)}; accepted are {accepted}. Correct or remove these rows."
         )
     return np.array(values, dtype=np.float64)
 
@@ -303,20 +315,22 @@ def _conversations(table: Table, column: str | None, split_column: str | None) -
     """Lists of Q-Align and DeQA-Score: a path, sometimes a score, and an id like ``a.png->4.57`` that has it, too."""
     names = table.image_names()
     dataset = known_by_word(table.path.stem) or known_by_word(names[0])
-    if table.find(SCORE_COLUMNS) is None and not column:
-        ids = table.cells(table.require(("id",), "the image's name and score"))
-        scores = tuple(cell.rpartition("->")[2] for cell in ids)
-        table = replace(
-            table,
-            columns=(*table.columns, "mos"),
-            rows=tuple((*row, score) for row, score in zip(table.rows, scores, strict=True)),
-        )
+    ids = _cells(table, ("id",)) or ("",) * len(names)
+    told = [cell.rpartition("->")[0] or name for cell, name in zip(ids, names, strict=True)]
+    others = [row for row, name in enumerate(names) if PurePosixPath(name).stem != PurePosixPath(told[row]).stem]
+    _refuse_slipped(table, others, names, told)
+    if table.find(SCORE_COLUMNS) is None and not column and table.has("id"):
+        rows = tuple((*row, cell.rpartition("->")[2]) for row, cell in zip(table.rows, ids, strict=True))
+        table = replace(table, columns=(*table.columns, "mos"), rows=rows)
     reading = _plain(table, column, split_column, dataset=dataset)
     above = table.path.parent
     reading = replace(reading, folders=(*reading.folders, above.parent, above.parent.parent), lower_better=None)
     if dataset == "CSIQ" and _slope(reading) > 0.2:
         note = "its scores rise with the level of distortion (DMOS): they are negated"
         return replace(reading, lower_better=True, notes=(note,))
+    if dataset in KNOWN and KNOWN[dataset].lower_better and _slope(reading) > -0.2:
+        note = f"{dataset}'s own scores are better when lower: if these were not turned round, add --lower-better"
+        return replace(reading, notes=(note,))
     if dataset == "KADID-10k" and reading.std is not None:
         note = "its deviations are square roots of KADID-10k's, whose column 'var' is no variance: they are squared"
         return replace(reading, std=reading.std**2, notes=(note,))
@@ -339,8 +353,7 @@ def _pipal(folder: Path) -> Reading:
     files = sorted(folder.glob("A[0-9][0-9][0-9][0-9].txt"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").split()]
     rows = tuple(line.partition(",")[::2] for line in lines)
-    places = tuple(range(1, len(rows) + 1))
-    table = Table(path=folder / "labels", columns=("image", "mos"), rows=rows, lines=places, place="entry")
+    table = _entries(folder / "labels", ("image", "mos"), rows)
     return replace(_plain(table, None, None, dataset="PIPAL"), path=folder)
 
 
@@ -348,15 +361,10 @@ def _two_columns(path: Path) -> Reading:
     """TID2013's ``5.51429 I01_01_1.bmp`` with the deviations in a file beside, and CSIQ's ``1600.AWGN.1.png 0.062``."""
     words = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     pairs = [tuple(word) for word in words if len(word) == 2]
-    if len(pairs) < len(words):
-        raise DataError(f"{path} has {len(words) - len(pairs)} lines without a name and a score. Download it again.")
+    if bad := len(words) - len(pairs):
+        raise DataError(f"{path} has {counted(bad, 'line')} without a name and a score. Download it again.")
     is_tid = path.name == "mos_with_names.txt"
-    table = Table(
-        path=path,
-        columns=("mos", "image") if is_tid else ("image", "dmos"),
-        rows=tuple(pairs),
-        lines=tuple(range(1, len(pairs) + 1)),
-    )
+    table = _entries(path, ("mos", "image") if is_tid else ("image", "dmos"), tuple(pairs), "line")
     reading = _plain(table, None, None, dataset="TID2013" if is_tid else "CSIQ")
     deviations = path.with_name("mos_std.txt")
     if not is_tid or not deviations.is_file():
@@ -373,9 +381,7 @@ def _live_challenge(path: Path) -> Reading:
     mos = _matlab(path, "AllMOS_release").ravel()
     std = _matlab(path.with_name("AllStdDev_release.mat"), "AllStdDev_release").ravel()
     rows = tuple((n, f"{m!r}", f"{s!r}") for n, m, s in zip(names, mos.tolist(), std.tolist(), strict=True))
-    columns = ("image", "mos", "std")
-    table = Table(path=path, columns=columns, rows=rows, lines=tuple(range(1, len(rows) + 1)), place="entry")
-    return _plain(table, None, None, dataset="LIVE-C")
+    return _plain(_entries(path, ("image", "mos", "std"), rows), None, None, dataset="LIVE-C")
 
 
 def _live(path: Path) -> Reading:
@@ -387,16 +393,13 @@ def _live(path: Path) -> Reading:
         raise DataError(f"{path} has {len(dmos)} scores where LIVE has {len(names)}. Download it again.")
     cells = zip(names, dmos.tolist(), std.tolist(), references, (name.split("/")[0] for name in names), strict=True)
     rows = tuple((n, f"{m!r}", f"{s!r}", r, d) for (n, m, s, r, d), o in zip(cells, originals, strict=True) if not o)
-    columns = ("image", "dmos", "std", "reference", "distortion")
-    lines = tuple(range(1, len(rows) + 1))
-    note = "its scores are differences (DMOS), better when lower: they are negated"
-    return _plain(
-        Table(path=path, columns=columns, rows=rows, lines=lines, place="entry"),
-        None,
-        None,
-        dataset="LIVE",
-        notes=(note,),
-    )
+    table = _entries(path, ("image", "dmos", "std", "reference", "distortion"), rows)
+    return _plain(table, None, None, dataset="LIVE", notes=(_NEGATED,))
+
+
+def _entries(path: Path, columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...], place: str = "entry") -> Table:
+    """A table of what is none on disk."""
+    return Table(path=path, columns=columns, rows=rows, lines=tuple(range(1, len(rows) + 1)), place=place)
 
 
 def _matlab(path: Path, key: str) -> NDArray[Any]:
@@ -414,9 +417,8 @@ def _checked(reading: Reading) -> Reading:
         practice = [bool(re.fullmatch(r"t[1-7]\.bmp", PurePosixPath(name).name)) for name in reading.names]
         if left := sum(practice):
             rows = [row for row, is_practice in enumerate(practice) if not is_practice]
-            reading = reading.take(
-                rows, f"{left} images that raters practised on (t1 to t7) are left out, as in papers"
-            )
+            why = f"{left} images that raters practised on (t1 to t7) are left out, as in papers"
+            reading = reading.take(rows, why)
     notes = list(reading.notes)
     known = KNOWN.get(reading.dataset)
     if known and len(reading.names) not in (known.images, known.test):
@@ -433,11 +435,6 @@ def _checked(reading: Reading) -> Reading:
         notes.append("its scores fall with the level of distortion: they were turned before, and are not negated")
         reading = replace(reading, lower_better=False)
     return replace(reading, notes=tuple(notes))
-
-
-def scale_of(mos: NDArray[np.float64], ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """The first of some scales that holds all scores."""
-    return next(((a, b) for a, b in ranges if a <= mos.min() and mos.max() <= b), None)
 
 
 def _slope(reading: Reading) -> float:

@@ -123,18 +123,17 @@ def _run_on(
     supervised = not sources
     from evoprompt import lifecycle
     from evoprompt.evaluation import measure_on
-    from evoprompt.labels import read_labels
     from evoprompt.mos import images_of, read_sets
     from evoprompt.planning import dry_run
     from evoprompt.processes import first_of_machine, rank
     from evoprompt.scoring import load_prompt
-    from evoprompt.session import finish, open_images, open_judge, open_mirror, unseen
+    from evoprompt.session import finish, open_images, open_judge, open_labels, open_mirror, unseen
     from evoprompt.tracking import Console
 
     console = Console(quiet=rank() > 0)
     init = load_prompt(options["init_prompt"])
-    labels = read_labels(options["eval_mos"]) if options["eval_mos"] else None
-    sets = read_sets(train_mos, recipe.mos)
+    labels = open_labels(options["eval_mos"], console) if options["eval_mos"] else None
+    sets = read_sets(train_mos, recipe.mos, console)
     with first_of_machine():
         images = images_of(sets) if supervised else open_images(sources, options["skip_unreadable"], console)
     if labels is not None:
@@ -191,10 +190,9 @@ def resume(run: Path, rounds: int | None) -> None:
 def _resume_on(device: str, run: Path, rounds: int | None, record: Mapping[str, Any]) -> None:
     """Continue a run, alone or as one of several processes of a job."""
     from evoprompt.evaluation import measure_on
-    from evoprompt.labels import read_labels
     from evoprompt.lifecycle import resume as carry_on
     from evoprompt.processes import first_of_machine, rank
-    from evoprompt.session import finish, open_judge, open_mirror, seen_by, unseen
+    from evoprompt.session import finish, open_judge, open_labels, open_mirror, seen_by, unseen
     from evoprompt.tracking import Console
 
     console, options = Console(quiet=rank() > 0), record["options"]
@@ -202,7 +200,7 @@ def _resume_on(device: str, run: Path, rounds: int | None, record: Mapping[str, 
     def measure(recipe: Recipe, judge: Judge) -> Any:
         if not record["eval"]:
             return None
-        labels = read_labels(Path(record["eval"]["path"]))
+        labels = open_labels(Path(record["eval"]["path"]), console)
         seen = seen_by(run)
         return measure_on(judge, unseen(labels, seen, record["eval"]["seen"], console), recipe.eval.batch_size)
 

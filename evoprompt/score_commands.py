@@ -40,6 +40,7 @@ def score(
     console = Console()
     found = Listing(images)
     scorer = Scorer.load(prompt, judge=judge, device=device, dtype=dtype, anchors=anchors)
+    console.say(f"judge    {scorer.judge.id}@{scorer.judge.revision}; {scorer.judge.precision}")
     if scorer.anchors:
         console.say(f"anchors  {len(scorer.anchors.paths)} images of {scorer.anchors.source}, compared with, not rated")
     failed = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import cast
 
@@ -16,12 +16,15 @@ from torch import Tensor
 
 from evoprompt.ahead import ahead
 from evoprompt.anchors import AnchorRater, Anchors, find_anchors
+from evoprompt.config import FEWER_BITS
 from evoprompt.errors import DataError
 from evoprompt.images import as_rgb, fit_image, read_image
 from evoprompt.judge import NANO, Judge, load_judge, to_pixels
 from evoprompt.labels import Labels
+from evoprompt.processes import in_turns, rank, world
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import LEVELS, OTHER, Preprocess, Question
+from evoprompt.small_cards import Quantization
 from evoprompt.tracking import Update
 
 PROMPT_FILES = ["config.json", "model.safetensors", "seen.txt"]
@@ -88,24 +91,31 @@ def score_views(judge: Judge, views: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def score_labels(
     judge: Judge, prompts: Sequence[PixelPrompt | None], labels: Labels, batch_size: int, advance: Update
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Scores of all labelled images under each prompt; every image is read once.
+    """Scores of all labelled images under each prompt; every image is read once, of several processes by one.
 
     Returns:
         Scores (N,) and answer probabilities (N, A), float64, of each prompt.
     """
-    columns: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in prompts]
+    paths = labels.paths
+    blocks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
 
     def fitted(path: Path) -> np.ndarray:
         return fit_image(read_image(path), judge.family.fit, judge.image_size, judge.family.views)
 
-    images = ahead(fitted, labels.paths, 2 * batch_size)
-    while batch := list(islice(images, batch_size)):
-        views = np.stack(batch)
-        for column, prompt in zip(columns, prompts, strict=True):
+    images = ahead(fitted, chain.from_iterable(blocks[rank() :: world()]), 2 * batch_size)
+
+    def scored(block: Sequence[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
+        views, found = np.stack(list(islice(images, len(block)))), []
+        for prompt in prompts:
             judge.attach(prompt)
-            column.append(score_views(judge, views))
-        advance(len(batch))
-    return [(np.concatenate([s for s, _ in c]), np.concatenate([p for _, p in c])) for c in columns]
+            found.append(score_views(judge, views))
+        return found
+
+    rows = []
+    for block, row in zip(blocks, in_turns(blocks, scored), strict=True):
+        rows.append(row)
+        advance(len(block))
+    return [(np.concatenate([s for s, _ in c]), np.concatenate([p for _, p in c])) for c in zip(*rows, strict=True)]
 
 
 class Scorer:
@@ -139,7 +149,7 @@ class Scorer:
             prompt: run folder or prompt folder; None or ``none`` = the bare judge.
             judge: another judge than the prompt's; default for the bare judge: owl2-nano.
             device: ``auto`` or a torch device.
-            dtype: of the judge, see ``judge.load_judge``.
+            dtype: of the judge, see ``judge_for``.
             anchors: images to compare with instead of rating, see ``anchors.find_anchors``.
 
         Raises:
@@ -241,7 +251,14 @@ def _from_hub(name: str) -> Path:
 
 
 def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: str, dtype: str) -> Judge:
-    """The judge that these prompts belong to.
+    """The judge that these prompts belong to, loaded as it was when they were trained.
+
+    Args:
+        prompts: None among them is the bare judge, which belongs to all.
+        name: another judge than the prompts'; None for theirs, or the embedded one.
+        device: see ``load_judge``.
+        dtype: see ``load_judge``; or ``8bit`` or ``4bit``. ``auto`` takes the bits the prompts were trained with, a
+            dtype takes whole weights.
 
     Raises:
         DataError: when they belong to different judges, or to another one than was asked for.
@@ -258,9 +275,17 @@ def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: s
         named = " and ".join(f"question {question}, preprocessing {way}" for question, way in sorted(readings))
         raise DataError(f"the prompts make the judge rate in different ways ({named}). Measure them one way at a time.")
     question, way = next(iter(readings), ("auto", "own"))
+    bits = {p.origin.quantization for p in given}
+    if dtype == "auto" and len(bits) > 1:
+        raise DataError(
+            f"the prompts were trained on weights of different bits ({' and '.join(sorted(bits))}). Measure them one "
+            "way at a time, or all one way with --dtype."
+        )
+    fewer = dtype if dtype in FEWER_BITS else next(iter(bits), "none") if dtype == "auto" else "none"
     loaded = load_judge(
-        name or wanted, _hub_revision(name or wanted, revision), family, dtype, device, question, cast(Preprocess, way)
-    )
+        name or wanted, _hub_revision(name or wanted, revision), family, "auto" if dtype in FEWER_BITS else dtype,
+        device, question, cast(Preprocess, way), cast(Quantization, fewer),
+    )  # fmt: skip
     for prompt in given:
         fits(prompt, loaded)
     return loaded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -13,8 +13,9 @@ from evoprompt.errors import listed
 from evoprompt.evolution import TABLE_HEAD
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, OwlJudge, load_judge
-from evoprompt.labels import Labels, without_seen
+from evoprompt.labels import Labels, read_labels, without_seen
 from evoprompt.processes import rank
+from evoprompt.prompts import SeenFile
 from evoprompt.report import verdict, write_report
 from evoprompt.tracking import Console, Mirror, start_mirror
 from evoprompt.voting import check_vote
@@ -34,6 +35,12 @@ def open_images(sources: Sequence[Path], skip: bool, console: Console) -> ImageS
     return images
 
 
+def open_labels(path: Path, console: Console, lower_better: bool = False) -> Labels:
+    """Read human scores, with progress while their images are checked."""
+    with console.counted("labels") as progress:
+        return read_labels(path, lower_better=lower_better, progress=progress)
+
+
 def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
     """Load the judge that a recipe names and say what it is."""
     wanted = recipe.judge
@@ -44,9 +51,8 @@ def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
     total = sum(p.numel() for p in loaded.model.parameters())
     note = ", the small embedded judge (docs/nano.md says what it can do)" if wanted.id == NANO else ""
     check_vote(recipe.vote, loaded)
-    kind = str(loaded.model.dtype).removeprefix("torch.")
     console.say(
-        f"judge    {loaded.id}@{loaded.revision}{note}; {kind}, {loaded.device}; "
+        f"judge    {loaded.id}@{loaded.revision}{note}; {loaded.precision}, {loaded.device}; "
         f"0 of {total / 1e6:,.1f} M parameters trained"
     )
     return loaded
@@ -60,11 +66,11 @@ def unseen(labels: Labels, seen: Iterable[str], what: str, console: Console) -> 
     return left
 
 
-def seen_by(run: Path) -> list[str]:
+def seen_by(run: Path) -> Iterator[str]:
     """What a run has seen: its images, those with human scores included, and what its warm start, if any, has seen."""
-    before = (run / "start" / "seen.txt").read_text(encoding="utf-8").split()
+    yield from SeenFile(run / "start" / "seen.txt")
     files = [path for name in ("images", "mos") if (path := run / f"{name}.parquet").is_file()]
-    return before + [key for path in files for record in Catalogue(path) for key in record.keys]
+    yield from (key for path in files for record in Catalogue(path) for key in record.keys)
 
 
 def open_mirror(kind: str, out: Path, recipe: Recipe, console: Console) -> Mirror:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evoprompt.errors import JudgeError
@@ -40,8 +40,8 @@ def quantized(kind: Quantization, dtype: torch.dtype, device: torch.device) -> B
     missing += [] if importlib.util.find_spec("bitsandbytes") else ["bitsandbytes (pip install bitsandbytes)"]
     if missing:
         raise JudgeError(
-            f"judge.quantization {kind} needs {' and '.join(missing)}; or set -s judge.quantization=none, which takes "
-            "twice to four times the memory."
+            f"judge.quantization {kind} needs {' and '.join(missing)}; or use whole weights, which take twice to four "
+            "times the memory: -s judge.quantization=none, or --dtype bfloat16 where a prompt is scored."
         )
     return quantization_config(kind, dtype)
 
@@ -58,6 +58,12 @@ def quantization_config(kind: Literal["8bit", "4bit"], dtype: torch.dtype) -> Bi
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=kept,
     )
+
+
+def quantization_of(model: PreTrainedModel) -> Quantization:
+    """How a loaded model's weights are quantised."""
+    config = getattr(model.config, "quantization_config", None)
+    return "none" if config is None else "8bit" if config.load_in_8bit else "4bit"
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

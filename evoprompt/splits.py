@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evoprompt.errors import DataError
+from evoprompt.errors import DataError, counted
 
 PARTS = {"train": 0.7, "val": 0.1, "test": 0.2}
 """Parts and their shares of the units, as most papers with three parts have them."""
@@ -60,8 +60,8 @@ def make_split(
     units = dict(zip(reversed(sha256), reversed(groups or sha256), strict=True))
     order = sorted(set(units.values()), key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
     if len(order) < len(shares):
-        what = f"{grouping}s" if groups else "different images"
-        raise DataError(f"{len(order)} {what} cannot be split into {len(shares)} parts. Name a larger set.")
+        what = counted(len(order), grouping if groups else "different image")
+        raise DataError(f"{what} cannot be split into {len(shares)} parts. Name a larger set.")
     place: dict[str, str] = {}
     left = len(order)
     for after, (part, share) in enumerate(reversed(list(shares.items()))):

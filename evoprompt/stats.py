@@ -360,6 +360,8 @@ def _resamples(n: int, n_boot: int, seed: int, clusters: ArrayLike | None, width
     if len(member) != n:
         raise ValueError(f"{len(member)} cluster labels for {n} images")
     rng, units = np.random.default_rng(seed), int(member.max()) + 1
+    if units == n:  # clusters of one image each are none, whatever they are called
+        member = np.arange(n)
     rows = max(1, _CHUNK // max(n, width))
     for start in range(0, n_boot, rows):
         r = min(rows, n_boot - start)

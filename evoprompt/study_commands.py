@@ -50,9 +50,8 @@ def study(
     """
     if (difficult is None) == bool(proxy):
         raise click.UsageError("--difficult and --proxy go together: how many images, and scores that say which.")
-    from evoprompt.labels import read_labels
     from evoprompt.scoring import judge_for, load_prompt
-    from evoprompt.session import unseen
+    from evoprompt.session import open_labels, unseen
     from evoprompt.study import FOURS, plan_study, run_study, work
     from evoprompt.study_questions import choose_systems
     from evoprompt.study_results import find, row_of, summary, write_study
@@ -63,12 +62,10 @@ def study(
     patterns = [name.strip() for name in systems.split(",") if name.strip()]
     choose_systems(patterns, references=True)  # a misspelt one is told before images are read
     loaded = load_prompt(prompt)
-    digests = list(loaded.origin.seen) if loaded else []
+    remembered = loaded.origin.seen if loaded else ()
     labels = []
     for path in eval_mos:
-        with console.counted("labels") as progress:
-            one = read_labels(path, lower_better=lower_better, progress=progress)
-        labels.append(unseen(one, digests, seen, console))
+        labels.append(unseen(open_labels(path, console, lower_better), remembered, seen, console))
     sets = study_sets(labels, references)
     chosen = choose_systems(patterns, all(data.references is not None for data in sets))
     asked = judge_for([loaded], judge, device, dtype)
@@ -81,6 +78,7 @@ def study(
     identity = {
         "version": __version__,
         "judge": f"{asked.id}@{asked.revision}",
+        "precision": asked.precision,
         "prompt": loaded.sha() if loaded else "none",
         "sets": {data.name: data.fingerprint() for data in sets},
         "lower_better": lower_better,

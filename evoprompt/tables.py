@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.spreadsheets import read_sheet
 
 IMAGE_COLUMNS = (
@@ -284,7 +284,7 @@ def _require(path: Path, columns: Sequence[str], accepted: Sequence[str], what: 
 def _complain_ragged(path: Path, columns: Sequence[str], ragged: Sequence[str]) -> None:
     if ragged:
         raise DataError(
-            f"{path} has {len(ragged)} rows without the header's {len(columns)} cells: {listed(ragged)}. "
+            f"{path} has {counted(len(ragged), 'row')} without the header's {len(columns)} cells: {listed(ragged)}. "
             "Quote cells that hold commas."
         )
 
@@ -293,4 +293,5 @@ def _complain_unnamed(path: Path, count: int, unnamed: Sequence[str]) -> None:
     if not count:
         raise DataError(f"{path} has a header but no rows; one row per image is expected. Add the images.")
     if unnamed:
-        raise DataError(f"{path} has {len(unnamed)} rows that name no image: {listed(unnamed)}. Remove them.")
+        rows = counted(len(unnamed), "row")
+        raise DataError(f"{path} has {rows} without the name of an image: {listed(unnamed)}. Remove them.")

@@ -4,14 +4,15 @@
     python scripts/bench.py --device cuda --architecture 7b    # random weights of the released shape, drawn on the GPU
 
 Writes docs/results/performance.json and a table of it, performance.md; another architecture than nano has its name in
-theirs. Parts: votes, step, score, scaling, hardware; processes (needs idle cores) and profile (where the time goes, to
-stderr) are run when named.
+theirs. Parts: votes, step, score, scaling, hardware, memory, profile; processes (needs idle cores) is run when named.
+What is not measured again stays in the file, if judge, machine and torch are the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,16 +37,21 @@ import bench_plain as plain  # noqa: E402
 from bench_report import report  # noqa: E402
 
 from evoprompt.config import Recipe, VoteConfig  # noqa: E402
+from evoprompt.costs import Costs  # noqa: E402
 from evoprompt.images import fit_image, read_image  # noqa: E402
 from evoprompt.judge import NANO, OwlJudge, load_judge, to_pixels  # noqa: E402
+from evoprompt.owl2 import load_owl2  # noqa: E402
+from evoprompt.planning import Texts  # noqa: E402
+from evoprompt.processes import resident_peak  # noqa: E402
 from evoprompt.prompts import PixelPrompt, PromptConfig  # noqa: E402
 from evoprompt.scoring import Scorer  # noqa: E402
-from evoprompt.small_cards import checkpoint_layers  # noqa: E402
+from evoprompt.small_cards import Quantization, checkpoint_layers, layers_of, quantization_config  # noqa: E402
 from evoprompt.steps import Batch, Steps  # noqa: E402
 from evoprompt.training import PromptedRating  # noqa: E402
 from evoprompt.voting import Seen, collect_votes, count_votes, pairs_of  # noqa: E402
 
-PARTS = ("votes", "step", "score", "scaling", "hardware", "processes")
+PARTS = ("votes", "step", "score", "scaling", "hardware", "memory", "profile", "processes")
+WEIGHTS: tuple[Quantization, ...] = ("none", "8bit", "4bit")
 GROUP, SLOW_PAIRS = 12, 24
 VOTE = VoteConfig(wordings=1, views=1, min_confidence=0.5)
 EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
@@ -202,15 +209,50 @@ class Bench:
                 "seconds": seconds, "tflop": flops / 1e12, "utilisation": flops / seconds / rate,
                 "peak_mib": self.peak_mib(work), "pairs_per_second": len(pairs) / seconds,
             }  # fmt: skip
+        for layer in layers_of(self.judge.model):
+            del layer.forward  # other parts compute it once
         self.judge.attach(None)
         return found
 
-    def profile(self) -> None:
-        """Where the time goes in the two hot paths, before and after, to stderr."""
+    def memory(self) -> dict[str, Any]:
+        """Memory in bfloat16 of the weights, whole and in fewer bits, and of a step on a group; what was planned."""
+        judge, found = self.judge, {}
+        cuda = self.device.type == "cuda"
+        costs, text = Costs(judge.model.config, 2), Texts.of(judge).rate
+        with tempfile.TemporaryDirectory() as folder:
+            judge.model.save_pretrained(folder)
+            judge.processor.save_pretrained(folder)
+            for kind in WEIGHTS if importlib.util.find_spec("bitsandbytes") else WEIGHTS[:1]:
+                bits = None if kind == "none" else quantization_config(kind, torch.bfloat16)
+                before = torch.cuda.memory_allocated() if cuda else 0
+                model, processor = load_owl2(folder, dtype=torch.bfloat16, device=self.device, quantization=bits)
+                held = torch.cuda.memory_allocated() - before if cuda else model.get_memory_footprint()
+                loaded = OwlJudge(model, processor, judge.id, judge.revision, judge.family)
+                found[kind] = {"weights_gib": held / 2**30, "weights_gib_planned": weights_bytes(model, kind) / 2**30}
+                item, rating = self._batch(self.group)[0], PromptedRating(loaded, self._prompt(), Recipe())
+
+                def step(rating: Any = rating, item: Any = item) -> None:
+                    rating(**item)["loss"].backward()
+
+                for way in ("step", "step, checkpointing"):
+                    if way != "step":
+                        checkpoint_layers(model)
+                    step()
+                    found[kind][way] = {
+                        "peak_mib": self.peak_mib(step),
+                        "planned_mib": self.group * costs.kept(text, way != "step") / 2**20,
+                    }
+                del model, loaded, rating, step
+                gc.collect()
+        return {"n_images": self.group, "on_gpu": cuda, "weights": found}
+
+    def profile(self) -> dict[str, Any]:
+        """Where the time of the two hot paths goes, before and after: milliseconds a pair, and operators' shares."""
         judge, question = self.judge, self.judge.family.compare[0]
         item, pixels, pairs, targets = self._batch(self.group)
-        prompt = self._prompt()
+        prompt, cuda = self._prompt(), self.device.type == "cuda"
         model = PromptedRating(judge, prompt, Recipe())
+        found: dict[str, Any] = {}
 
         works: dict[str, Callable[[], Any]] = {
             "votes before: generate, one pair": lambda: plain.generated_share(judge, question, *pixels[:2]),
@@ -223,9 +265,14 @@ class Bench:
             work()
             with torch.profiler.profile() as record:
                 work()
-            table = record.key_averages().table(sort_by="self_cpu_time_total", row_limit=8, max_name_column_width=40)
-            print(f"== {name}\n{table}", file=sys.stderr)
+            clock = "self_device_time_total" if cuda else "self_cpu_time_total"
+            spent = {e.key: getattr(e, clock) for e in record.key_averages() if e.device_type == DeviceType.CPU}
+            total, most = sum(spent.values()), sorted(spent, key=lambda key: -spent[key])[:6]
+            asked = 1 if "one pair" in name and "votes" in name else len(pairs)
+            found[name] = {"ms_a_pair": total / 1e3 / asked, "shares": {key: spent[key] / total for key in most}}
+        judge.model.set_attn_implementation("sdpa")
         judge.attach(None)
+        return found
 
     def _batch(self, size: int) -> tuple[dict[str, Tensor], Tensor, np.ndarray, Tensor]:
         """What a training step gets, and its pixels (B, 3, S, S), pairs (P, 2) and targets (P,)."""
@@ -295,6 +342,14 @@ def majority_chance(share: np.ndarray, draws: np.ndarray | int) -> np.ndarray:
     return np.asarray(((wins * 2 > draws) == (share > 0.5)).mean(0))
 
 
+def weights_bytes(model: Any, kind: Quantization) -> float:
+    """What weights take by arithmetic; in 4 bits, 64 of them share a scale of a byte, and 256 scales one of 4 bytes."""
+    linear = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    fewer = sum(m.in_features * m.out_features for m in linear)
+    whole = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) - sum(m.weight.nbytes for m in linear)
+    return whole + fewer * {"none": 2, "8bit": 1, "4bit": 0.5 + 1 / 64 + 4 / 64 / 256}[kind]
+
+
 def exponent(seconds: dict[int, float]) -> float:
     """Slope of log time over log size: 1 = linear."""
     return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
@@ -312,9 +367,7 @@ def score_and_exit(images: int) -> None:
     times = -(-images // len(EXAMPLES))
     for _ in scorer.stream((EXAMPLES * times)[:images]):
         pass
-    # Not ru_maxrss, which begins at the size of the process that started this one.
-    status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    print(resident_peak() / 2**20)
 
 
 def main() -> None:
@@ -322,7 +375,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--architecture", choices=("nano", "tiny", "7b"), default="nano")
-    parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)},profile")
+    parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}")
     parser.add_argument("--pairs", type=int, default=SLOW_PAIRS, help="pairs asked the straightforward ways")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder")
     parser.add_argument("--score-and-exit", type=int, help=argparse.SUPPRESS)
@@ -349,13 +402,18 @@ def main() -> None:
     }  # fmt: skip
     for part in parts:
         print(f"{part} ...", file=sys.stderr)
-        result = getattr(bench, part)()
-        if result is not None:
-            found[part] = result
-    if set(parts) & set(PARTS):
-        stem = "performance" if args.architecture == "nano" else f"performance_{args.architecture}"
-        (args.out / f"{stem}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        (args.out / f"{stem}.md").write_text(report(found), encoding="utf-8")
+        found[part] = getattr(bench, part)()
+    write(found, args.out / ("performance" if args.architecture == "nano" else f"performance_{args.architecture}"))
+
+
+def write(found: dict[str, Any], stem: Path) -> None:
+    """Write JSON and page; parts that were measured before with the same judge, machine and torch stay."""
+    file = stem.with_suffix(".json")
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    same = all(before.get(key) == value for key, value in found.items() if key not in PARTS)
+    found = {**before, **found} if same else found
+    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(report(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 WAYS = {
@@ -10,9 +11,9 @@ WAYS = {
     "forward, encoded once": "(b) with images encoded once",
 }
 NO_GPU = (
-    "No GPU could be had for this page. `--device cuda --architecture 7b` measures the same on one, with random",
-    "weights of the released shape; until then only tests run it, with a very small model on a CPU",
-    "(`tests/unit/test_bench.py`).",
+    "Not measured, because it needs a GPU: the same with random weights of the released shape, throughput, use of the",
+    "hardware and memory. `python scripts/bench.py --device cuda --architecture 7b` does all of it; until then only",
+    "tests run it, with a very small model on a CPU (`tests/unit/test_bench.py`).",
     "",
 )
 STEPS = {
@@ -21,6 +22,8 @@ STEPS = {
     "accumulated": "one pair a forward pass, a backward pass after each",
     "batch": "one dense batch, eager attention, logits of all positions",
 }
+
+WEIGHTS = {"none": "whole", "8bit": "8 bits", "4bit": "4 bits"}
 
 
 def report(found: dict[str, Any]) -> str:
@@ -34,12 +37,8 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"Judge {found['judge']}, {found['dtype']}; {found['device']}; torch {found['torch']}.",
     ]
-    for part, write in (("votes", _votes), ("step", _step), ("score", _score), ("scaling", _scaling)):
+    for part, write in PARTS.items():
         lines += ["", *write(found[part])] if part in found else []
-    if "processes" in found:
-        lines += ["", *_processes(found["processes"])]
-    if "hardware" in found:
-        lines += ["", *_hardware(found["hardware"])]
     return "\n".join(lines) + "\n"
 
 
@@ -144,3 +143,54 @@ def _hardware(found: dict[str, Any]) -> list[str]:
             for name in works
         ),
     ]
+
+
+def _memory(found: dict[str, Any]) -> list[str]:
+    absent = [name for kind, name in WEIGHTS.items() if kind not in found["weights"]]
+    return [
+        "## Memory",
+        "",
+        f"In bfloat16: the weights, and the tensors made in a training step on {found['n_images']} images; beside",
+        "each what is planned by arithmetic, which leaves out what passes and what quantised layers keep of their own.",
+        "",
+        "| weights | GiB | planned | MiB of a step | planned | with checkpointing | planned |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        *(
+            f"| {WEIGHTS[kind]} | {row['weights_gib']:.3g} | {row['weights_gib_planned']:.3g} | "
+            + " | ".join(
+                f"{row[way]['peak_mib']:.0f} | {row[way]['planned_mib']:.0f}" for way in ("step", "step, checkpointing")
+            )
+            + " |"
+            for kind, row in found["weights"].items()
+        ),
+        *(["", f"Not measured, because it needs bitsandbytes: {', '.join(absent)}."] if absent else []),
+    ]
+
+
+def _profile(found: dict[str, Any]) -> list[str]:
+    return [
+        "## Profile",
+        "",
+        "Time in torch's operators in milliseconds a pair, and the shares of those that take most of it.",
+        "",
+        "| path | ms a pair | operators |",
+        "|---|--:|---|",
+        *(
+            f"| {name} | {row['ms_a_pair']:.3g} | "
+            + ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in row["shares"].items())
+            + " |"
+            for name, row in found.items()
+        ),
+    ]
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "votes": _votes,
+    "step": _step,
+    "score": _score,
+    "scaling": _scaling,
+    "processes": _processes,
+    "hardware": _hardware,
+    "memory": _memory,
+    "profile": _profile,
+}

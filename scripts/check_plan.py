@@ -9,7 +9,6 @@ Time is that of the processor, because on a shared machine the clock on the wall
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -24,6 +23,7 @@ from evoprompt.images import scan_images
 from evoprompt.judge import NANO, load_judge
 from evoprompt.lifecycle import evolve
 from evoprompt.planning import Texts, calibrate, expected_bytes, memory_bytes, operations, plan_run, resident_bytes
+from evoprompt.processes import resident_peak
 from evoprompt.recipe_files import load_recipe
 
 SETTINGS = {"rounds": 2, "pairs.per_round": 264, "train.steps": 20, "ladder.images": 6}
@@ -49,7 +49,7 @@ def main() -> None:
         started = time.process_time()
         evolve(recipe, images, Path(place) / "timed", judge, force=True)
         took = time.process_time() - started
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        used = resident_peak()
         short = replace(recipe, rounds=1, train=replace(recipe.train, steps=4))
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
             evolve(short, images, Path(place) / "counted", judge, force=True)

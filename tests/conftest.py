@@ -49,7 +49,7 @@ class ScriptedJudge:
     """
 
     id, revision, family, image_size = "scripted", "0", FAMILIES["owl2"], SIDE
-    device = torch.device("cpu")
+    device, precision = torch.device("cpu"), "float32"
 
     def __init__(
         self, accuracy: float = 1.0, order_bias: float = 0.0, blind: bool = False, silent: float = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import write_photos
 
-from evoprompt import __version__
+from evoprompt import __version__, judge
 from evoprompt.cli import main
 from evoprompt.evolution import Evolution
 
@@ -133,6 +134,25 @@ def test_evaluate_puts_the_bare_judge_beside_the_prompt(photos: Path, finished: 
     assert f"| {finished} (label-free) | 16 of 16 |" in (tmp_path / "e" / "table.md").read_text(encoding="utf-8")
 
 
+def test_a_prompt_is_scored_in_the_bits_it_was_trained_with(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(judge, "quantized", lambda kind, dtype, device: asked.append(kind))  # and loads whole weights
+    out, eightbit = tmp_path / "r", ["-s", "judge.quantization=8bit"]
+    sizes = ["--rounds", 1, "--force", *TINY, "-s", "train.steps=1"]
+    assert run("evolve", "--unlabeled", photos, "-o", out, *sizes, *eightbit).exit_code == 0
+    assert run("score", photos / "p00.png", "-p", out).exit_code == 0
+    measured = ("--eval-mos", photos / "labels.csv", "--seen", "keep", "--n-boot", 100, "--json")
+    result = run("evaluate", out, *measured)
+    assert json.loads(result.stdout)["precision"] == "float32"
+    assert run("evaluate", out, *measured, "--dtype", "float32").exit_code == 0
+    assert asked == ["8bit", "8bit", "8bit", "none"]
+    monkeypatch.undo()
+    result = run("score", photos / "p00.png", "-p", out, "--device", "cpu")
+    assert result.exit_code == 2 and "needs a CUDA device" in result.stderr and "--dtype bfloat16" in result.stderr
+
+
 def test_images_seen_while_evolving_are_no_test(photos: Path, finished: Path, tmp_path: Path) -> None:
     result = run("evaluate", finished, "--eval-mos", photos / "labels.csv", "--device", "cpu")
     assert result.exit_code == 2
@@ -148,7 +168,10 @@ def test_judge_prints_its_health(photos: Path) -> None:
     assert result.exit_code == 0
     assert "ladder_vote_accuracy" in result.stdout and "swap_consistency" in result.stdout
     assert "as a source of votes this judge" in result.stderr
-    assert json.loads(run("judge", photos, "--json", *TINY).stdout)["ladder_steps"] == 32
+    assert re.search(r"votes .* of \d+ pairs of different images, one degraded", result.stderr)
+    body = json.loads(run("judge", photos, "--json", *TINY).stdout)
+    assert body["ladder_steps"] == 32 and body["cross_pairs"] > 0
+    assert body["teachable"] == (body["cross_lead_low"] > 0)
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(

@@ -31,6 +31,7 @@ def test_check_says_what_is_understood_of_a_set(tmp_path: Path) -> None:
     koniq(tmp_path)
     result = run("check", tmp_path)
     assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("images  3/3  ")
     said = lines(result)
     assert said["set"].startswith("KonIQ-10k (recognised), from ")
     assert said["scores"] == (
@@ -73,6 +74,7 @@ def test_check_lists_everything_that_cannot_be_used_and_exits_with_three(tmp_pat
     assert said["unreadable"] == "2: empty.png (0 bytes); half.png (truncated)"
     assert said["repeated"] == "1: ü.png (2 rows)"
     assert "higher is better is assumed (add --lower-better if not)" in said["scores"]
+    assert said["next"] == "put right what is missing, unreadable or repeated, and check again"
 
 
 def test_check_of_images_without_scores(tmp_path: Path) -> None:
@@ -81,7 +83,8 @@ def test_check_of_images_without_scores(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no image")
     result = run("check", tmp_path)
     assert result.exit_code == 3
-    assert lines(result)["images"] == "4 found, 2 distinct, 1 duplicates (same content)"
+    assert lines(result)["images"] == "4 found, 2 distinct, 1 duplicate (same content)"
+    assert lines(result)["next"] == f"evoprompt evolve --unlabeled {tmp_path} --skip-unreadable"
     assert lines(result)["unreadable"] == "1: bad.jpg (not recognised as an image)"
     facts = json.loads(run("check", tmp_path, "--json").stdout)
     assert (facts["distinct"], facts["duplicates"]) == (2, 1) and len(facts["fingerprint"]) == 12
@@ -107,9 +110,10 @@ def test_split_writes_a_file_and_uses_it_again(tmp_path: Path) -> None:
     kadid(tmp_path)
     first = run("split", tmp_path, "--val", 0, "--test", 0.5)
     assert first.exit_code == 0, first.output
+    assert first.stderr.startswith("labels  12/12  ")
     said = lines(first)
     assert said["split"] == f"by reference, written: {tmp_path / 'dmos.csv.split.json'}"
-    assert (said["train"], said["test"]) == ("6 images, 1 references", "6 images, 1 references")
+    assert (said["train"], said["test"]) == ("6 images, 1 reference", "6 images, 1 reference")
     before = (tmp_path / "dmos.csv.split.json").read_bytes()
     again = run("split", tmp_path)
     assert lines(again)["split"].startswith("by reference, used again") and again.exit_code == 0

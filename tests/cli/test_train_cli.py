@@ -49,7 +49,7 @@ def test_a_prompt_trained_on_human_scores_is_no_test_on_its_own_images(photos: P
     labels, out = photos / "labels.csv", tmp_path / "r"
     result = run("train", "--train-mos", labels, "-o", out, "--rounds", 1, "-s", "gate.accept=always", *TINY)
     assert result.exit_code == 0, result.output
-    assert result.stdout == ""
+    assert result.stdout == "" and result.stderr.count("labels  16/16  ") == 1
     assert "labels   MOS of 16 images (" in result.stderr and "in all steps, objective fidelity" in result.stderr
     assert "1 round, each accepted as gate.accept asks" in result.stderr
     record = json.loads((out / "run.json").read_text())
@@ -58,6 +58,7 @@ def test_a_prompt_trained_on_human_scores_is_no_test_on_its_own_images(photos: P
     assert result.exit_code == 2 and "16 of the 16 evaluation images" in result.stderr
     result = run("train", "--train-mos", labels, "--eval-mos", labels, "-o", tmp_path / "other", *TINY)
     assert result.exit_code == 2 and not (tmp_path / "other").exists()
+    assert result.stderr.count("labels  16/16  ") == 2 and "/s  0 s left" in result.stderr
 
 
 def test_an_interrupted_training_says_how_to_go_on_and_does(

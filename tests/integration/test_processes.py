@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from conftest import BORDER, SIDE, ScriptedJudge, write_photos
 from evoprompt.config import PixelConfig, Recipe, TrainConfig
 from evoprompt.lifecycle import new_prompt
 from evoprompt.processes import first_of_machine, from_first, in_turns, joined, rank, whole, world
-from evoprompt.prompts import PixelPrompt
+from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.runs import read_lines
 from evoprompt.steps import Batch, Steps
 from evoprompt.training import PromptedRating, train_prompt
@@ -30,11 +31,14 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def start(folder: Path, processes: int, *words: str) -> subprocess.Popen[str]:
-    """``evoprompt`` with these words, alone or through torchrun."""
+def start(
+    folder: Path, processes: int, *words: str, program: Sequence[str] = ("-m", "evoprompt")
+) -> subprocess.Popen[str]:
+    """``evoprompt``, or another program, with these words, alone or through torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "evoprompt", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, *(launcher if processes > 1 else []), *program, *words]
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -72,7 +76,8 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one(place: Path) -> None:
-    jobs = [start(place, n, *evolving(f"by{n}")) for n in (1, 2)]
+    measured = ("--eval-mos", "photos/labels.csv", "--seen", "keep")
+    jobs = [start(place, n, *evolving(f"by{n}"), *measured) for n in (1, 2)]
     said = [job.communicate(timeout=120)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
     one, two = place / "by1", place / "by2"
@@ -81,6 +86,8 @@ def test_two_processes_make_the_run_of_one(place: Path) -> None:
     assert votes[0] and votes[0] == votes[1]
     start_votes = [(run / "rounds/000/votes.jsonl").read_bytes() for run in (one, two)]
     assert start_votes[0] and start_votes[0] == start_votes[1]
+    evaluations = [(run / "rounds/000/eval.json").read_bytes() for run in (one, two)]
+    assert evaluations[0] == evaluations[1]
     thetas = [PixelPrompt.load(run / "rounds/001/prompt").theta.detach() for run in (one, two)]
     assert thetas[0].any()
     torch.testing.assert_close(thetas[1], thetas[0], rtol=0, atol=1e-5)
@@ -88,6 +95,47 @@ def test_two_processes_make_the_run_of_one(place: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[0]) == 6
     # People are told once.
     assert said[1].count("report   ") == 1 and said[1].count("images   16 found") == 1
+
+
+SCORING = """
+import sys
+from pathlib import Path
+import numpy as np
+from conftest import ScriptedJudge
+from evoprompt.labels import read_labels
+from evoprompt.processes import joined, rank
+from evoprompt.prompts import PixelPrompt
+from evoprompt.scoring import score_labels
+
+class Counting(ScriptedJudge):
+    encoded = 0
+    def encode(self, pixels):
+        self.encoded += len(pixels)
+        return super().encode(pixels)
+
+with joined("cpu"):
+    judge, labels = Counting(), read_labels(Path("photos/labels.csv"))
+    columns = score_labels(judge, [None, PixelPrompt.load(Path("prompt"))], labels, 3, lambda n=1, **_: None)
+    scores, levels = map(np.stack, zip(*columns))
+    np.savez(f"{sys.argv[1]}-{rank()}.npz", scores=scores, levels=levels, encoded=judge.encoded)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_scoring_and_all_have_the_same_scores(place: Path) -> None:
+    prompt = PixelPrompt(PromptConfig(image_size=SIDE, size=BORDER))
+    prompt.theta.data += torch.randn(prompt.theta.shape, generator=torch.Generator().manual_seed(0))
+    prompt.save(place / "prompt")
+    (place / "scoring.py").write_text(SCORING)
+    jobs = [start(place, n, f"by{n}", program=["scoring.py"]) for n in (1, 2)]
+    said = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    alone, first, second = (np.load(place / f"by{name}.npz") for name in ("1-0", "2-0", "2-1"))
+    assert alone["scores"].shape == (2, 16) and np.ptp(alone["scores"]) > 0.1
+    for key in ("scores", "levels"):
+        assert np.array_equal(alone[key], first[key]) and np.array_equal(alone[key], second[key])
+    # 16 images in batches of 3, under no prompt and under one.
+    assert (alone["encoded"], first["encoded"], second["encoded"]) == (32, 18, 14)
 
 
 def process_of_rank(launcher: int, wanted: int) -> int | None:
@@ -132,6 +180,16 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on_from_there(place: Pat
     assert again.returncode == 130 and "nothing is lost" in said
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert (run / "rounds/.001.tmp/votes.jsonl").read_bytes() == votes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="elsewhere the second best is told")
+def test_the_peak_of_memory_is_not_that_of_the_program_that_started_this_one() -> None:
+    told = "import resource as r, evoprompt.processes as p; print(p.resident_peak(), r.getrusage(0).ru_maxrss * 1024)"
+    large = f"import os, sys; held = b'x' * 1_000_000_000; os.execv(sys.executable, [sys.executable, '-c', {told!r}])"
+    words = [sys.executable, "-c", large]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    own, inherited = map(int, done.stdout.split())
+    assert 50e6 < own < 950e6 < inherited
 
 
 def test_alone_everything_is_done_here() -> None:

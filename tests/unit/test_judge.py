@@ -117,6 +117,13 @@ def test_an_answer_of_several_tokens_is_refused_at_the_start(judge: OwlJudge) ->
         OwlJudge(judge.model, judge.processor, "x", "0", family)
 
 
+def test_every_answer_is_one_token_that_reads_as_the_answer(judge: OwlJudge) -> None:
+    words = {word for question in (*judge.family.rate, *judge.family.compare) for word in question.answers}
+    ids = {word: judge.processor.answer_ids(word) for word in words}
+    assert all(len(one) == 1 and judge.processor.tokenizer.decode(one).strip() == word for word, one in ids.items())
+    assert len({one[0] for one in ids.values()}) == len(words) == 7
+
+
 def test_a_judge_that_is_not_there_is_named_with_what_to_do() -> None:
     with pytest.raises(JudgeError, match="judge 'no/such-judge' cannot be loaded"):
         load_judge("no/such-judge", None, "auto", "float32", "cpu")

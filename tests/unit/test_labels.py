@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evoprompt import images
 from evoprompt.errors import DataError
 from evoprompt.images import scan_images
 from evoprompt.labels import Labels, overlap, read_labels, without_seen
@@ -113,12 +114,28 @@ def test_all_unusable_scores_are_listed_with_their_lines(folder: Path) -> None:
 
 def test_a_negative_deviation_is_refused(folder: Path) -> None:
     message = refusal(table(folder, "image,mos,std\na.png,3,-0.1\n"))
-    assert "column 'std' has 1 unusable values: line 2 '-0.1'; accepted are finite numbers of at least 0" in message
+    assert "column 'std' has 1 unusable value: line 2 '-0.1'; accepted are finite numbers of at least 0" in message
 
 
 def test_an_image_named_twice_is_refused_with_both_lines(folder: Path) -> None:
     message = refusal(table(folder, "image,mos\na.png,1\nb.png,2\na.png,3\n"))
-    assert "1 rows for images it already named: a.png (lines 2 and 4)" in message
+    assert "1 row for images it already named: a.png (lines 2 and 4)" in message
+
+
+def test_images_of_a_set_are_decoded_once_and_again_when_they_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda content, suffix: decoded.append(suffix) or decode(content, suffix))
+    path = table(folder, "image,mos\na.png,1\nb.png,2\nc.png,3\n")
+    first, counted = read_labels(path), []
+    assert len(decoded) == 3
+    again = read_labels(path, progress=lambda done, total: counted.append((done, total)))
+    assert again.records == first.records and len(decoded) == 3 and counted == [(1, 3), (2, 3), (3, 3)]
+    Image.new("RGB", (9, 9)).save(folder / "b.png")
+    assert read_labels(path).records[1].width == 9 and len(decoded) == 4
+    (folder / "b.png").write_bytes(b"")
+    assert "1 of 3 images cannot be read: b.png (0 bytes)" in refusal(path)
 
 
 def test_all_missing_images_are_named_with_where_they_were_looked_for(folder: Path) -> None:
@@ -140,7 +157,7 @@ def test_all_unreadable_images_are_named(folder: Path) -> None:
         ("", "is empty; a header and one row per image are expected"),
         ("image,mos\n", "has a header but no rows"),
         ("image,mos\na.png\nb.png,1,2\n", "2 rows without the header's 2 cells: line 2 has 1; line 3 has 3"),
-        ("image,mos\n,1\n", "1 rows that name no image: line 2"),
+        ("image,mos\n,1\n", "1 row without the name of an image: line 2"),
     ],
 )
 def test_a_malformed_table_is_refused(folder: Path, text: str, message: str) -> None:

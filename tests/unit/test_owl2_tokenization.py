@@ -186,6 +186,7 @@ def test_answer_words_have_the_recorded_single_ids(llama: Owl2Processor) -> None
         "inferior": 20773, "worse": 15029, "similar": 2788, "better": 2253, "superior": 11558,
     }  # fmt: skip
     assert {word: llama.answer_ids(word) for word in recorded} == {word: [index] for word, index in recorded.items()}
+    assert [llama.tokenizer.decode([index]).strip() for index in recorded.values()] == list(recorded)
 
 
 @needs_llama

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
+import tracemalloc
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from evoprompt.catalogue import Contents
 from evoprompt.errors import DataError
 from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
 
@@ -96,7 +102,62 @@ def test_save_and_load_give_back_values_origin_and_hash(tmp_path: Path) -> None:
     loaded = PixelPrompt.load(tmp_path / "p")
     assert torch.equal(loaded.theta, prompt.theta)
     assert (loaded.config, loaded.origin, loaded.sha()) == (prompt.config, prompt.origin, prompt.sha())
+    assert list(loaded.origin.seen) == list(loaded.origin.seen) == ["ab", "cd"]
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["config.json", "model.safetensors", "seen.txt"]
+
+
+def test_a_prompt_may_be_saved_where_it_was_read(tmp_path: Path) -> None:
+    _saved(tmp_path / "p")
+    copy.deepcopy(PixelPrompt.load(tmp_path / "p")).save(tmp_path / "p")
+    assert (tmp_path / "p" / "seen.txt").read_text() == "ab\ncd\n"
+
+
+def test_what_was_seen_is_never_held_in_memory(tmp_path: Path) -> None:
+    """A run over many images remembers them, its prompt is saved, read, held against other images, saved again."""
+
+    def keys(count: int) -> Iterator[str]:
+        yield from (f"{k * 7919 % count:064x}" for k in range(count))
+
+    def peak(count: int) -> int:
+        gc.collect()
+        tracemalloc.start()
+        prompt = PixelPrompt(PromptConfig(image_size=16, size=4), Origin(seen=Contents(chain(keys(count), keys(9)))))
+        prompt.save(tmp_path / "first")
+        read = PixelPrompt.load(tmp_path / "first")
+        assert sum(key == f"{8:064x}" for key in read.origin.seen) == 1
+        read.save(tmp_path / "second")
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (tmp_path / "second" / "seen.txt").read_text().split() == [f"{k:064x}" for k in range(count)]
+        return top
+
+    peak(100)  # what is imported and cached on first use
+    small, large = peak(1_000), peak(21_000)
+    # As texts in a tuple they took some 120 bytes each, and as much again as a set.
+    assert (large - small) / 20_000 < 5, (small, large)
+
+
+@pytest.mark.parametrize("damage", ["gone", "no text"])
+def test_a_memory_that_cannot_be_read_is_no_empty_memory(damage: str, tmp_path: Path) -> None:
+    _saved(tmp_path / "p")
+    prompt, file = PixelPrompt.load(tmp_path / "p"), tmp_path / "p" / "seen.txt"
+    if damage == "gone":
+        file.unlink()
+        with pytest.raises(DataError, match=r"not a prompt folder: seen\.txt is missing"):
+            PixelPrompt.load(tmp_path / "p")
+    else:
+        file.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"seen\.txt cannot be read"):
+        list(prompt.origin.seen)
+
+
+def test_a_prompt_of_another_make_is_refused(tmp_path: Path) -> None:
+    _saved(tmp_path / "p")
+    body = json.loads((tmp_path / "p" / "config.json").read_text())
+    body["prompt"]["combine"] = "multiply"
+    (tmp_path / "p" / "config.json").write_text(json.dumps(body))
+    with pytest.raises(DataError, match="cannot be read as a prompt .*'combine'"):
+        PixelPrompt.load(tmp_path / "p")
 
 
 def test_the_hash_tells_prompts_apart() -> None:

@@ -131,6 +131,22 @@ def test_a_judge_that_prepares_images_otherwise_refuses_the_prompt(tmp_path: Pat
         load_judge(NANO, None, "auto", "float32", "cpu").attach(PixelPrompt.load(folder))
 
 
+@pytest.mark.parametrize("name", ["SGD_mplug2_exp_31_kadid_fullOverlay_mul", "own-multiplicative"])
+def test_a_multiplied_prompt_is_refused_and_others_are_said_to_be_added(name: str, tmp_path: Path) -> None:
+    (tmp_path / name / "checkpoint-9").mkdir(parents=True)
+    file = _save(_tensors("overlay", 30), tmp_path / name / "checkpoint-9" / "visual_prompt.pth")
+    arguments = ["--kind", "overlay", "--image-size", str(S), "-o", str(tmp_path / "p")]
+    result = CliRunner().invoke(main, ["prompt", "import", str(file), *arguments])
+    assert result.exit_code == 2 and not (tmp_path / "p").exists()
+    assert f"is of experiment {name}, by its name a prompt that images are multiplied by" in result.stderr
+    file = file.rename(tmp_path / "visual_prompt.pth")
+    result = CliRunner().invoke(main, ["prompt", "import", str(file), *arguments])
+    assert result.exit_code == 0 and "taken as added to the image" in result.stderr
+    # Where an added prompt is zero the image stays as it is; times zero it would be black.
+    prompt, grey = PixelPrompt(PixelPrompt.load(tmp_path / "p").config), torch.full((1, 3, S, S), 0.5)
+    assert torch.equal(prompt(grey), grey)
+
+
 class _Harm:
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return (open, ("harm", "w"))

@@ -12,6 +12,7 @@ from tiny_sets import CSIQ_NAMES, KONIQ, SETS, kadid, koniq, pictures, workbook,
 
 from evoprompt.errors import DataError
 from evoprompt.labels import Labels, read_labels
+from evoprompt.naming import parse_name, reference_of
 from evoprompt.readers import understand
 
 
@@ -128,10 +129,54 @@ def test_lists_of_q_align_are_read(image: str, stem: str, tmp_path: Path) -> Non
         {"id": f"{n}->{k}", image: f"set/{n}", "gt_score": 10.0 + k, "conversations": []} for k, n in enumerate(names)
     ]
     pictures(tmp_path / "set", names)
+    for item in items if stem == "livec" else ():
+        del item["id"], item["conversations"]  # as in that list
     labels = read_labels(write(tmp_path / "jsons" / f"{stem}.json", json.dumps(items)))
     assert labels.dataset == {"test_koniq": "KonIQ-10k", "livec": "LIVE-C"}[stem]
     assert len(labels) == (2 if stem == "livec" else 9) and labels.mos[-1] == 18.0
     assert any("rows; " in note for note in labels.notes)  # 1162 images, or 10073 with 2015 for testing, are usual
+
+
+@pytest.mark.parametrize(("count", "noted"), [(2015, False), (2010, True)])
+def test_another_test_part_of_koniq_than_the_official_one_is_noted(count: int, noted: bool, tmp_path: Path) -> None:
+    items = [{"id": f"{k}.jpg->{k % 100}", "image": f"koniq/{k}.jpg"} for k in range(count)]
+    notes = understand(write(tmp_path / "test_koniq.json", json.dumps(items))).notes
+    said = f"{count} rows; KonIQ-10k has 10073 as distributed and 2015 in its official test part"
+    assert notes == ((said,) if noted else ())
+
+
+def test_the_direction_of_a_list_of_live_is_asked_for(tmp_path: Path) -> None:
+    names = ["live/fastfading/img1.bmp", "live/jp2k/img2.bmp"]
+    pictures(tmp_path, names)
+    items = [{"id": f"{n}->{s}", "image": n, "gt_score": s} for n, s in zip(names, (60.2, 0.0), strict=True)]
+    path = write(tmp_path / "test_split_1.json", json.dumps(items))
+    labels = read_labels(path)
+    assert labels.dataset == "LIVE" and labels.mos.tolist() == [60.2, 0.0]
+    assert any("if these were not turned round, add --lower-better" in note for note in labels.notes)
+    assert read_labels(path, lower_better=True).mos.tolist() == [-60.2, 0.0]
+
+
+SLIPS = [f"I{r:02d}_01_{level:02d}.png" for r in (1, 2, 3) for level in (1, 2, 3)]
+
+
+def beside(folder: Path, references: list[str]) -> Path:
+    rows = "".join(f"{name},{reference},3,0.5\n" for name, reference in zip(SLIPS, references, strict=True))
+    return write(folder / "dmos.csv", "dist_img,ref_img,dmos,var\n" + rows)
+
+
+def test_a_reference_column_that_has_slipped_is_refused(tmp_path: Path) -> None:
+    whole = [f"{name[:3]}.png" for name in SLIPS]
+    with pytest.raises(DataError, match="two images in 2 rows: line 5 'I02_01_01.png' beside 'I01.png'; line 8"):
+        understand(beside(tmp_path, [whole[0], *whole[:-1]]))
+    for other_words in (whole, [f"scene {name[2]}" for name in SLIPS]):
+        assert understand(beside(tmp_path, other_words)).groups == tuple(other_words)
+
+
+def test_a_list_whose_ids_have_slipped_is_refused(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    items = [{"id": f"{i}->3", "image": f"koniq/{n}"} for n, i in zip(names, ["a.jpg", "a.jpg", "b.jpg"], strict=True)]
+    with pytest.raises(DataError, match="names two images in 2 rows: item 2 'koniq/b.jpg' beside 'a.jpg'; item 3"):
+        understand(write(tmp_path / "test_koniq.json", json.dumps(items)))
 
 
 def test_a_list_without_scores_has_them_in_its_ids(tmp_path: Path) -> None:
@@ -147,11 +192,22 @@ def test_a_list_without_scores_has_them_in_its_ids(tmp_path: Path) -> None:
 
 def test_deviations_of_kadid_in_deqa_lists_are_square_roots(tmp_path: Path) -> None:
     item = {"id": "I01_01_01.png->4.57", "image": "kadid/I01_01_01.png", "gt_score": 4.57, "std": 0.7042726744663603}
-    other = {**item, "image": "kadid/I01_01_02.png", "gt_score": 4.33, "std": 0.9322016949137134}
+    other = {"id": "I01_01_02.png->4.33", "image": "kadid/I01_01_02.png", "gt_score": 4.33, "std": 0.9322016949137134}
     pictures(tmp_path / "kadid", ["I01_01_01.png", "I01_01_02.png"])
     labels = read_labels(write(tmp_path / "test_kadid_2k.json", json.dumps([item, other])))
     assert labels.std is not None and labels.std[0] == pytest.approx(0.496, abs=1e-9)
     assert any("squared" in note for note in labels.notes)
+
+
+def test_names_of_kadis_tell_of_their_references(tmp_path: Path) -> None:
+    names = ["apple-423588_06_03.bmp", "apple-423588_25_01.bmp", "pilatus-pc-12-795205_14_04.bmp"]
+    pictures(tmp_path, names)
+    rows = "".join(f"{name},{score}\n" for name, score in zip(names, (4, 3, 2), strict=True))
+    labels = read_labels(write(tmp_path / "own.csv", "image,mos\n" + rows))
+    assert labels.groups == ("apple-423588", "apple-423588", "pilatus-pc-12-795205") and labels.level == (3, 1, 4)
+    assert labels.records[1].keys[1] == reference_of("apple-423588_01_02.png") == "reference:kadis-700k:apple-423588"
+    for own in ("trip-2024_05_03.jpg", "scan-1_02_03.jpg", "IMG-20240511_12_05.jpg", "apple-423588_26_01.bmp"):
+        assert parse_name(own) is None
 
 
 def test_scores_by_name_are_read(tmp_path: Path) -> None:
@@ -254,10 +310,10 @@ def test_pickles_are_not_opened(kind: str, tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 nothing", "is no Parquet file"),
         ("a.xlsx", b"PK nothing", "cannot be read as Excel"),
         ("a.xls", b"\xd0\xcf", "old Excel workbook"),
-        ("mos_with_names.txt", b"5.5 I01_01_1.bmp extra\n", "1 lines without a name and a score"),
+        ("mos_with_names.txt", b"5.5 I01_01_1.bmp extra\n", "1 line without a name and a score"),
         ("AllMOS_release.mat", b"nothing", "cannot be read as MATLAB file"),
         ("labels_image.csv", b"photo,mos\na.png,1\n", "has no column 'image'"),
-        ("a.csv", b"image,mos\na.png,1,2\n", "1 rows without the header's 2 cells"),
+        ("a.csv", b"image,mos\na.png,1,2\n", "1 row without the header's 2 cells"),
     ],
 )
 def test_damaged_and_foreign_tables_are_refused_in_a_sentence(

@@ -9,10 +9,11 @@ import torch
 from conftest import ScriptedJudge
 from PIL import Image
 
+from evoprompt import scoring
 from evoprompt.errors import DataError
 from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
 from evoprompt.questions import FAMILIES
-from evoprompt.scoring import Scorer, columns, load_prompt
+from evoprompt.scoring import Scorer, columns, judge_for, load_prompt
 
 
 def test_a_score_does_not_depend_on_the_batch(toy_folder: Path) -> None:
@@ -61,8 +62,44 @@ def test_probabilities_belong_to_the_score(toy_folder: Path) -> None:
         assert score.score == pytest.approx(sum((k + 1) * p for k, p in enumerate(score.probabilities)))
 
 
+def trained(**origin: str) -> PixelPrompt:
+    """A prompt of the scripted judge."""
+    return PixelPrompt(PromptConfig(image_size=48, size=8), Origin(judge="scripted", revision="0", **origin))
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "loaded"),
+    [
+        (None, "auto", ("auto", "none")),
+        (None, "4bit", ("auto", "4bit")),
+        ("none", "bfloat16", ("bfloat16", "none")),
+        ("8bit", "auto", ("auto", "8bit")),
+        ("8bit", "4bit", ("auto", "4bit")),
+        ("8bit", "float32", ("float32", "none")),
+    ],
+)
+def test_a_judge_has_the_bits_a_prompt_was_trained_with_unless_others_are_asked_for(
+    bits: str | None, dtype: str, loaded: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def load(name, revision, family, dtype, device, question, preprocess, quantization):  # type: ignore[no-untyped-def]
+        found.append((dtype, quantization))
+        return ScriptedJudge()
+
+    monkeypatch.setattr(scoring, "load_judge", load)
+    judge_for([None, trained(quantization=bits)] if bits else [None], "scripted", "cpu", dtype)
+    assert found == [loaded]
+
+
+def test_prompts_of_different_bits_are_measured_one_way() -> None:
+    prompts = [trained(quantization=bits) for bits in ("none", "4bit")]
+    with pytest.raises(DataError, match="different bits .4bit and none.*with --dtype"):
+        judge_for(prompts, None, "cpu", "auto")
+
+
 def test_a_prompt_is_found_in_a_run_in_a_round_and_by_itself(tmp_path: Path) -> None:
-    prompt = PixelPrompt(PromptConfig(image_size=48, size=8), Origin(judge="scripted", revision="0"))
+    prompt = trained()
     prompt.save(tmp_path / "run" / "prompt")
     (tmp_path / "run" / "run.json").write_text("{}")
     for folder in (tmp_path / "run", tmp_path / "run" / "prompt"):

@@ -170,21 +170,22 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def test_compiled_layers_compute_the_same(fresh_compiler: None) -> None:
-    tower, expected = tiny_model().model.vision_model, tiny_model().model.vision_model
-    compile_layers(tower, backend="aot_eager")
-    images = pixels(2).requires_grad_()
-    results = [model(images).last_hidden_state for model in (tower, expected)]
-    assert torch.allclose(*results, rtol=0, atol=1e-5)
-    gradients = [torch.autograd.grad(states.square().sum(), images)[0] for states in results]
-    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-5)
+    model = tiny_model()
+    compile_layers(model, backend="eager")  # traced as for any backend, and run as it was traced
+    for found, expected in zip(asked(model, pixels(2)), asked(tiny_model(), pixels(2)), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
 
 
 @pytest.mark.slow
-def test_all_layers_compiled_by_the_usual_backend_compute_the_same(fresh_compiler: None) -> None:
-    model = tiny_model()
-    compile_layers(model)
-    for found, expected in zip(asked(model, pixels(2)), asked(tiny_model(), pixels(2)), strict=True):
-        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+def test_layers_compiled_by_the_usual_backend_compute_the_same(fresh_compiler: None) -> None:
+    tower, expected = tiny_model().model.vision_model, tiny_model().model.vision_model
+    compile_layers(tower)  # one kind of layer, because every kind takes the C++ compiler a quarter of a minute
+    images = pixels(2).requires_grad_()
+    results = [model(images).last_hidden_state for model in (tower, expected)]
+    assert torch.allclose(*results, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(states.square().sum(), images)[0] for states in results]
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
@@ -199,7 +200,7 @@ def test_fewer_bits_without_bitsandbytes_are_refused_with_what_to_do(monkeypatch
     from evoprompt import small_cards
 
     monkeypatch.setattr(small_cards.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(JudgeError, match="needs bitsandbytes .pip install bitsandbytes.; or set"):
+    with pytest.raises(JudgeError, match="needs bitsandbytes .pip install bitsandbytes.; or use whole"):
         small_cards.quantized("4bit", torch.bfloat16, torch.device("cuda"))
 
 
@@ -250,7 +251,7 @@ def test_gradients_reach_the_prompt_through_bitsandbytes(kind: str) -> None:
         assert prompt.theta.grad is not None
         gradients.append(prompt.theta.grad.flatten())
     layer = {"8bit": bitsandbytes.nn.Linear8bitLt, "4bit": bitsandbytes.nn.Linear4bit}[kind]
-    assert isinstance(judge.model.model.layers[0].mlp.up_proj, layer)
+    assert isinstance(judge.model.model.layers[0].mlp.up_proj, layer) and judge.precision == f"bfloat16, {kind}"
     assert type(judge.model.model.vision_model.encoder.layers[0].mlp.fc1) is nn.Linear
     assert judge.model.model.vision_model.embeddings.patch_embed.weight.dtype == torch.float32
     assert all(p.grad is None for p in judge.model.parameters())

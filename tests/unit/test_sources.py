@@ -211,6 +211,18 @@ def test_what_an_interrupted_indexing_has_done_is_kept(tmp_path: Path, monkeypat
     assert record is not None and record.width == 8
 
 
+def test_several_commands_may_index_the_same_images_at_once(tmp_path: Path) -> None:
+    index = tmp_path / "index.parquet"
+
+    def meanwhile(count: int) -> Iterator[ImageRecord]:
+        for record in records(count):
+            write_catalogue(index, records(1))
+            yield record
+
+    write_catalogue(index, meanwhile(3))
+    assert len(Catalogue(index)) == 3 and [file.name for file in tmp_path.iterdir()] == ["index.parquet"]
+
+
 def records(count: int) -> Iterator[ImageRecord]:
     for k in range(count):
         yield ImageRecord(path=Path(f"/photos/{k:07d}.jpg"), name=f"{k:07d}.jpg", sha256=f"{k:064x}", width=9, height=9)

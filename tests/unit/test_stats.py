@@ -96,6 +96,11 @@ def test_clusters_are_drawn_together_and_widen_the_interval():
     assert narrow.high - narrow.low < (wide.high - wide.low) / 2
 
 
+def test_clusters_of_one_image_each_are_none_whatever_they_are_called():
+    x, y = sample(30)
+    assert bootstrap(srcc, x, y, clusters=[f"{k * 7 % 30:02d}" for k in range(30)]) == bootstrap(srcc, x, y)
+
+
 def test_no_interval_is_given_when_many_resamples_have_no_value():
     interval = bootstrap(srcc, [0, 0, 1], [1, 2, 3])
     assert interval.value == pytest.approx(scipy.stats.spearmanr([0, 0, 1], [1, 2, 3])[0])
