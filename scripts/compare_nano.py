@@ -16,6 +16,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ SETTINGS = (
 )
 """What all recipes are changed by, so that a prompt takes about a minute: one round, fewer pairs, a smaller panel."""
 COST = (("minutes", 1), ("peak MiB", 0))
-METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+Methods = Mapping[str, tuple[str, str, tuple[str, ...]]]
+METHODS: Methods = {
     "label-free fidelity": (EVOLVE, "nano", ()),
     "label-free GRPO exact": (EVOLVE, "nano-grpo", ()),
     "label-free GRPO sampled": (EVOLVE, "nano-grpo-sampled", ()),
@@ -52,9 +54,11 @@ def run(*command: str) -> None:
     evoprompt(list(command), standalone_mode=False)
 
 
-def one_prompt(method: str, parts: Parts, out: Path, seed: int, settings: list[str]) -> dict[str, float]:
-    """Make one prompt unless it is there; returns minutes and peak memory."""
-    command, recipe, more = METHODS[method]
+def one_prompt(
+    chosen: tuple[str, str, tuple[str, ...]], parts: Parts, out: Path, seed: int, settings: Sequence[str]
+) -> dict[str, float]:
+    """Make one prompt by a method unless it is there; returns minutes and peak memory."""
+    command, recipe, more = chosen
     record = out / "run.json"
     if not record.is_file() or json.loads(record.read_text())["status"] != "finished":
         shutil.rmtree(out, ignore_errors=True)
@@ -69,20 +73,22 @@ def one_prompt(method: str, parts: Parts, out: Path, seed: int, settings: list[s
     return {"minutes": json.loads((out / "minutes.json").read_text()), "peak MiB": last["peak_memory_mib"]}
 
 
-def one_set(parts: Parts, work: Path, seeds: int, settings: list[str]) -> dict[str, Any]:
+def one_set(
+    parts: Parts, work: Path, seeds: int, settings: Sequence[str], methods: Methods = METHODS
+) -> dict[str, Any]:
     """All prompts of one set, then one comparison of all of them."""
-    cost: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    cost: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     named = []
     for seed in range(seeds):
-        for method in METHODS:
+        for method, chosen in methods.items():
             out = work / f"{method.replace(' ', '-')}-{seed}"
-            cost[method].append(one_prompt(method, parts, out, seed, settings))
+            cost[method].append(one_prompt(chosen, parts, out, seed, settings))
             named.append(f"{method}={out}")
     folder = work / "comparison"
     if not (folder / "comparison.json").is_file():
         run("compare", *named, "--eval-mos", str(parts.test), "--device", "cpu", "-o", str(folder))
     body = json.loads((folder / "comparison.json").read_text())
-    return {"cost": cost, "methods": numbers_of(folder), **body}
+    return {"cost": cost, "methods": numbers_of([folder]), **body}
 
 
 def main() -> None:
@@ -108,19 +114,30 @@ def main() -> None:
     (args.out / "compare_nano.md").write_text(page(json.loads(text), args.seeds, args.settings), encoding="utf-8")
 
 
-def numbers_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every method's mean SRCC over its seeds, its gain over the bare judge, and that gain less random labels' gain.
+def columns_of(folders: Sequence[Path]) -> dict[str, list[Reading]]:
+    """SRCC of every column of some comparisons on the same images, by method; all resample the images alike."""
+    readings: dict[str, list[Reading]] = {}
+    for folder in folders:
+        file = read_scores(folder / "scores.csv")
+        target = file.target
+        assert target is not None  # compare writes the human scores too
+        for column in file.columns:
+            method = "none" if column.kind == "bare" else column.method or column.name
+            readings.setdefault(method, []).append(read(srcc, column.scores, target.mos, 2000, 0, target.groups))
+    return readings
+
+
+def numbers_of(folders: Sequence[Path], others: Sequence[str] = (RANDOM,)) -> dict[str, dict[str, Any]]:
+    """Every method's mean SRCC over its seeds, its gain over the bare judge, and that gain less that of the `others`.
 
     The intervals are 95 % percentile bootstraps over images (over sources where the set has them); in a resample all
     columns see the same images, so differences are paired. The seeds' standard deviation is beside.
+
+    Args:
+        folders: comparisons on the same images, one for each judge.
+        others: methods to be held against, controls mostly; the key of a difference is "over" and their name.
     """
-    file = read_scores(folder / "scores.csv")
-    target, columns = file.target, file.columns
-    assert target is not None  # compare writes the human scores too
-    readings: dict[str, list[Reading]] = {}
-    for column in columns:
-        read_one = read(srcc, column.scores, target.mos, 2000, 0, target.groups)
-        readings.setdefault(column.method or column.name, []).append(read_one)
+    readings = columns_of(folders)
     values = {name: np.array([one.value for one in found]) for name, found in readings.items()}
     means = {name: float(found.mean()) for name, found in values.items()}
     draws = {name: np.mean([one.draws for one in found], axis=0) for name, found in readings.items()}
@@ -128,13 +145,12 @@ def numbers_of(folder: Path) -> dict[str, dict[str, Any]]:
     def against(name: str, other: str) -> dict[str, Any]:
         return percentile_interval(means[name] - means[other], draws[name] - draws[other])._asdict()
 
-    bare = next(column.method or column.name for column in columns if column.kind == "bare")
     return {
         name: {
             "srcc": percentile_interval(means[name], draws[name])._asdict(),
             "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
-            "gain": None if name == bare else against(name, bare),
-            "over_random": None if name in (bare, RANDOM) else against(name, RANDOM),
+            "gain": None if name == "none" else against(name, "none"),
+            **{f"over {other}": None if name in ("none", *others) else against(name, other) for other in others},
         }
         for name, found in values.items()
     }
@@ -164,7 +180,7 @@ def page(results: dict[str, Any], seeds: int, settings: list[str]) -> str:
             spent = [f"{np.mean([c[key] for c in cost]):.{d}f}" if cost else "" for key, d in COST]
             sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
             label = f"{method} (CONTROL)" if "labels" in method else method
-            cells = [shown(row["srcc"], ""), sd, shown(row["gain"], "+"), shown(row["over_random"], "+"), *spent]
+            cells = [shown(row["srcc"], ""), sd, shown(row["gain"], "+"), shown(row[f"over {RANDOM}"], "+"), *spent]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         lines += ["", conclusion(result["methods"]), "", *(f"- {line}" for line in share_lines(result)), ""]
     return "\n".join(lines)
@@ -173,7 +189,7 @@ def page(results: dict[str, Any], seeds: int, settings: list[str]) -> str:
 def conclusion(methods: dict[str, dict[str, Any]]) -> str:
     """Which methods help and which do not, by the intervals."""
     trained = {name: row for name, row in methods.items() if name in METHODS and name != RANDOM}
-    clear = [name for name, row in trained.items() if row["gain"]["low"] > 0 and row["over_random"]["low"] > 0]
+    clear = [name for name, row in trained.items() if row["gain"]["low"] > 0 and row[f"over {RANDOM}"]["low"] > 0]
     harmful = [name for name, row in trained.items() if row["gain"]["high"] < 0]
     parts = [f"**{', '.join(clear) or 'Nothing'} clearly helps** (gain and gain over random both above 0)."]
     parts += [f"{', '.join(harmful)} clearly harms." if harmful else "Nothing clearly harms."]

@@ -1,4 +1,4 @@
-"""The nano model while it is trained: the shipped network, heads that only training uses, borders that say nothing."""
+"""The nano model while it is trained: the shipped network, heads that only training uses, and random borders."""
 
 from __future__ import annotations
 
@@ -117,6 +117,8 @@ class Nano(nn.Module):
         )
         width = self.config["hidden_size"]
         self.heads = nn.Linear(width, len(KINDS) + len(FAMILIES) + 1)
+        queries = self.config["visual_config"]["visual_abstractor"]["num_learnable_queries"]
+        self.border_head, self.token_head = _zeros(2 * width, 2), _zeros((queries + 1) * width, 2)
         border = torch.ones(GRID, GRID)
         border[1:-1, 1:-1] = 0
         self.register_buffer("border", border, persistent=False)
@@ -128,15 +130,33 @@ class Nano(nn.Module):
         answers = [self.tokenizer.token_to_id(word) for word in question.answers]
         return [torch.tensor(chunk, dtype=torch.long) for chunk in ids], torch.tensor(answers)
 
-    def bordered(self, pixels: Tensor, strength: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) in [0, 1] with random border prompts of a strength (B,) in [0, 1] added.
+    def bordered(self, pixels: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Add random border prompts, one colour for the whole ring of patches and a little of another for each patch.
 
-        A colour for the whole ring of patches and one for each patch: the model learns that a border is not damage.
+        Args:
+            pixels: (B, 3, S, S) in [0, 1].
+            strength: (B,) in [0, 1]; 0 = no border.
+
+        Returns:
+            The pixels, in [0, 1], and what their borders say, (B, 2) in [-1, 1]: how much brighter and how much
+            warmer (red over blue) the ring has become, 1 = by all that a prompt can.
         """
         count = len(pixels)
-        theta = torch.randn(count, 3, 1, 1) + torch.randn(count, 3, GRID, GRID)
-        delta = STRENGTH * torch.tanh(theta) * strength[:, None, None, None] * self.border
-        return (pixels + functional.interpolate(delta, scale_factor=PATCH)).clamp(0, 1)
+        light, warm = (2 * torch.rand(2, count) - 1) * strength
+        ring = torch.stack([light + warm, light, light - warm], dim=1)[:, :, None, None]
+        patches = 0.3 * strength[:, None, None, None] * torch.randn(count, 3, GRID, GRID)
+        colour = (ring + patches).clamp(-1, 1) * self.border
+        mean = colour.sum((2, 3)) / self.border.sum()
+        said = torch.stack([mean.mean(1), (mean[:, 0] - mean[:, 2]) / 2], dim=1)
+        return (pixels + functional.interpolate(STRENGTH * colour, scale_factor=PATCH)).clamp(0, 1), said
+
+    def read_border(self, states: Tensor, keep: Tensor | None) -> Tensor:
+        """States (B, 1 + K, D) of the patches that were kept -> what the border says (B, 2), from ring and inside."""
+        ring = self.border.flatten().bool()
+        ring = ring if keep is None else ring[keep]
+        patches = states[:, 1:]
+        read: Tensor = self.border_head(torch.cat([patches[:, ring].mean(1), patches[:, ~ring].mean(1)], dim=1))
+        return read.float()
 
     def states(self, pixels: Tensor, keep: Tensor | None) -> Tensor:
         """Vision tower: pixels (B, 3, S, S) in [0, 1], patches to keep (K,) -> states (B, 1 + K, D)."""
@@ -171,6 +191,14 @@ class Nano(nn.Module):
         """Loss of one of the `words` of an answer, the same for the whole batch, given those before it."""
         known = int(rng.integers(len(words)))
         return self.word_loss(" ".join([text, *words[:known]]), seen, [words[known]] * len(seen[0]))
+
+
+def _zeros(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros, made without drawing random numbers."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def initialise(model: Nano, pixels: Tensor) -> None:
