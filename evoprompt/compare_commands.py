@@ -39,8 +39,8 @@ with_protocol = combine(
 def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
     """Agreement with human scores: SRCC, PLCC, KRCC, RMSE with intervals.
 
-    PROMPTS are run folders, prompt folders, Hub ids, or scores.csv files (then no model is loaded). The bare judge is
-    always measured, too.
+    PROMPTS are run folders, prompt folders, Hub ids, owl2-nano (the prompt in the package), or scores.csv files (then
+    no model is loaded). The bare judge is always measured, too.
     """
     from evoprompt.comparison import write_results
     from evoprompt.measuring import measure, said
@@ -70,8 +70,9 @@ def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **option
 def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int, as_json: bool, **options: Any) -> None:
     """Which prompt is better, by how much, how surely.
 
-    PROMPTS are run folders, prompt folders, Hub ids, none, or scores.csv files (then no model is loaded). NAME=PROMPT
-    names a row; prompts of one name are its seeds. The bare judge and its votes without training are always beside.
+    PROMPTS are run folders, prompt folders, Hub ids, owl2-nano (the prompt in the package), none, or scores.csv files
+    (then no model is loaded). NAME=PROMPT names a row; prompts of one name are its seeds. The bare judge and its votes
+    without training are always beside.
     """
     from evoprompt.comparison import comparison_page, gain_shares, summarise_methods, write_results
     from evoprompt.measuring import measure, said

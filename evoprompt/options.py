@@ -15,6 +15,7 @@ from evoprompt.recipe_files import load_recipe
 PATH = click.Path(path_type=Path)
 SOME_UNUSABLE = 3
 INTERRUPTED = 130
+PROMPT_HELP = "Run folder, prompt folder, Hub id, owl2-nano (in the package), or none for the bare judge."
 
 
 def fail(text: str, code: int) -> NoReturn:

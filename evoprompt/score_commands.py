@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from evoprompt.options import PATH, SOME_UNUSABLE, fail, with_machine
+from evoprompt.options import PATH, PROMPT_HELP, SOME_UNUSABLE, fail, with_machine
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=PATH)
-@click.option("-p", "--prompt", help="Run folder, prompt folder, or none for the bare judge.", default="none")
+@click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
 @click.option("-o", "--out", type=PATH, help="CSV file to write; default: stdout.")
 @click.option(
     "--anchors",

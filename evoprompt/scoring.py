@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -215,11 +216,16 @@ def _numbers(
 def load_prompt(path: str | Path | None) -> PixelPrompt | None:
     """A prompt from a run folder, a round, a prompt folder or a Hub id; None or ``none`` = no prompt.
 
+    ``owl2-nano`` is the prompt in the package: what the first command of README.md makes of the embedded judge.
+
     Raises:
         DataError: when there is no prompt.
     """
     if path is None or str(path) == "none":
         return None
+    if str(path) == NANO:
+        with importlib.resources.as_file(importlib.resources.files("evoprompt") / "nano" / "prompt") as folder:
+            return PixelPrompt.load(folder)
     folder = Path(path) if Path(path).exists() else _from_hub(str(path))
     if (folder / "run.json").is_file() and not (folder / "prompt").is_dir():
         raise DataError(
@@ -245,8 +251,8 @@ def _from_hub(name: str) -> Path:
         except (OSError, ValueError) as error:
             problem = f"it is no folder here, and the Hub says: {str(error).strip().splitlines()[0].rstrip('.')}"
     raise DataError(
-        f"prompt {name} does not exist: {problem}. Give a run folder, a prompt folder, a Hub id, or none for the bare "
-        "judge."
+        f"prompt {name} does not exist: {problem}. Give a run folder, a prompt folder, a Hub id, {NANO} for the "
+        "prompt in the package, or none for the bare judge."
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from evoprompt import __version__
-from evoprompt.options import PATH, with_machine, with_seen
+from evoprompt.options import PATH, PROMPT_HELP, with_machine, with_seen
 
 
 @click.command()
@@ -16,7 +16,7 @@ from evoprompt.options import PATH, with_machine, with_seen
 @click.option("--lower-better", is_flag=True, help="The human scores are better when lower (DMOS).")
 @click.option("--references", type=PATH, help="Folder of undamaged images.  [default: where the labels find them]")
 @click.option("--systems", default="", help="Names or patterns with commas between, such as 'double-*'; default: all.")
-@click.option("-p", "--prompt", help="Run folder, prompt folder, or none for the bare judge.", default="none")
+@click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
 @click.option("--difficult", type=click.IntRange(min=20), help="Ask only about so many difficult images of a set.")
 @click.option("--proxy", multiple=True, type=PATH, help="CSV of scores that says which are difficult; repeatable.")
 @click.option("--partners", default=10, type=click.IntRange(min=2), help="Images each image is paired with.")

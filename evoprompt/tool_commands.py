@@ -12,6 +12,7 @@ import click
 
 from evoprompt.options import (
     PATH,
+    PROMPT_HELP,
     recipe_of,
     with_machine,
     with_recipe,
@@ -22,7 +23,7 @@ from evoprompt.recipe_files import load_recipe, shipped_recipes
 
 @click.command()
 @click.argument("folder", type=PATH)
-@click.option("-p", "--prompt", help="Run folder, prompt folder, or none for the bare judge.", default="none")
+@click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
 @with_recipe
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the panel.  [default: as in the recipe]")
 @click.option("--all-kinds", is_flag=True, help="Ladder of every degradation at five strengths; takes longer.")

@@ -112,3 +112,11 @@ def test_a_prompt_is_found_in_a_run_in_a_round_and_by_itself(tmp_path: Path) -> 
     (tmp_path / "young" / "run.json").write_text("{}")
     with pytest.raises(DataError, match="has no prompt yet"):
         load_prompt(tmp_path / "young")
+
+
+def test_the_prompt_in_the_package_belongs_to_the_judge_in_the_package() -> None:
+    prompt = load_prompt("owl2-nano")
+    assert prompt is not None
+    assert (prompt.origin.labels, prompt.origin.control) == ("none", "none")
+    judge = judge_for([prompt], None, "cpu", "auto")
+    assert (judge.id, judge.revision) == (prompt.origin.judge, prompt.origin.revision)
