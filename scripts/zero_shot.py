@@ -1,13 +1,12 @@
-"""The embedded judge without training, beside measures that a user could take instead, on sets with human scores.
+"""The embedded judge, bare and with the prompt in the package, beside measures that a user could take instead.
 
     pip install '.[baselines]'
     python scripts/zero_shot.py DATA --out docs/results
-    python scripts/zero_shot.py DATA --prompt RUN --out docs/results
 
-DATA is described in `human_sets.py`. Without training nothing has been seen, so all images of a set are measured on; a
-prompt is measured on the test part alone, and an image there that it was trained on is an error. On the same images:
-BRISQUE (package `brisque`), NIQE (scikit-video, in the release that works with numpy 2) and sharpness, the first two
-negated, because there lower is better. Writes zero_shot.md and .json.
+DATA is described in `human_sets.py`. Neither the judge nor that prompt, which the first command of README.md made of
+rendered scenes, has seen any of these images, so all of them are measured on. On the same images: BRISQUE (package
+`brisque`), NIQE (scikit-video, in the release that works with numpy 2) and sharpness, the first two negated, because
+there lower is better. Writes zero_shot.md and .json.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from PIL import Image
 from scipy import ndimage
 
 from evoprompt.cli import main as evoprompt
+from evoprompt.judge import NANO
 from evoprompt.result_tables import caption, main_table, markdown, reasons, shown
 
 Pixels = NDArray[np.uint8]
 Measure = Callable[[Pixels], float]
 PACKAGES = ("brisque", "absolutely-not-scikit-video")
-PARTS = {"all": "all images, nothing trained", "test": "the test part, which the prompt has not seen"}
 
 
 def luma(image: Pixels) -> Pixels:
@@ -103,46 +102,38 @@ def evaluate(*items: str, labels: str, out: Path) -> dict[str, Any]:
     return {**body, "labels": Path(body["labels"]).name}
 
 
-def one_set(table: Path, by: Mapping[str, Measure], prompt: Path | None) -> dict[str, Any]:
-    """Measure on one set: without training on all images and, given a prompt, on the test part."""
-    work = table.parent
-    baselines = work / "baselines.csv"
+def one_set(table: Path, by: Mapping[str, Measure]) -> dict[str, Any]:
+    """Measure everything on one set."""
+    baselines = table.parent / "baselines.csv"
     write_scores(table, by, baselines)
-    results = {"all": evaluate("none", str(baselines), labels=str(table), out=work / "all")}
-    if prompt is not None:
-        items = (f"prompt={prompt}", str(baselines))
-        results["test"] = evaluate(*items, labels=f"{table}#test", out=work / "test")
-    return results
+    return evaluate(f"with the prompt={NANO}", str(baselines), labels=str(table), out=table.parent / "all")
 
 
-def overview(results: Mapping[str, Mapping[str, Any]], part: str) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of one part: SRCC of every measure on every set."""
-    bodies = {name: result[part] for name, result in results.items()}
-    rows = next(iter(bodies.values()))["rows"]
-    heads = ["", *(f"{name}, n = {body['n']}" for name, body in bodies.items())]
+def overview(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of SRCC of everything on every set, and of the prompt's gain."""
+    rows = next(iter(results.values()))["rows"]
+    heads = ["", *(f"{name}, n = {body['n']}" for name, body in results.items())]
     labels = [{"bare": "bare judge"}.get(row["kind"], row["name"]) for row in rows]
-    return heads, [
-        [label, *(shown(body["rows"][place]["srcc"]) for body in bodies.values())] for place, label in enumerate(labels)
-    ]
+    table = [[label, *(shown(body["rows"][k]["srcc"]) for body in results.values())] for k, label in enumerate(labels)]
+    gains = [next(row["gain"] for row in body["rows"] if row["kind"] == "label-free") for body in results.values()]
+    return heads, [*table, ["gain by the prompt, paired", *(shown(gain, "+") for gain in gains)]]
 
 
-def page(results: Mapping[str, Mapping[str, Any]], command: str, packages: Mapping[str, str]) -> str:
+def page(results: Mapping[str, Any], command: str, packages: Mapping[str, str]) -> str:
     """The results as a Markdown page."""
     first = next(iter(results.values()))
     blocks = [
-        "# The judge without training, and simple measures",
-        f"Made by `{command}`; judge {first['all']['judge']} on CPU; all digits in zero_shot.json. BRISQUE is of "
+        "# The judge bare and with the prompt in the package, and simple measures",
+        f"Made by `{command}`; judge {first['judge']} on CPU; all digits in zero_shot.json. BRISQUE is of "
         f"{packages[PACKAGES[0]]} with its model, NIQE of {packages[PACKAGES[1]]} with the original model of "
         "undistorted images (as its V-BLIINDS takes it), both negated; sharpness is the variance of the Laplacian of "
         "the luma. No method was trained on these sets; [../nano.md](../nano.md) says how they were looked at while "
         "the judge was made.",
     ]
-    for part in first:
-        blocks += [f"SRCC with MOS [95 %], {PARTS[part]}:", markdown(overview(results, part))]
-    for name, result in results.items():
-        for part, body in result.items():
-            blocks += [f"## {name}: {PARTS[part]}", caption(body), markdown(main_table(body))]
-            blocks += ["\n".join(f"- {line}" for line in reasons(body))] if reasons(body) else []
+    blocks += ["SRCC with MOS [95 %], all images; none has been seen in training:", markdown(overview(results))]
+    for name, body in results.items():
+        blocks += [f"## {name}", caption(body), markdown(main_table(body))]
+        blocks += ["\n".join(f"- {line}" for line in reasons(body))] if reasons(body) else []
     return "\n\n".join(blocks) + "\n"
 
 
@@ -150,7 +141,6 @@ def main() -> None:
     """Measure on all sets and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--prompt", type=Path, help="run or prompt folder, measured on the test parts")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--limit", type=int, default=0, help="images of a set, for a try; 0 = all")
@@ -162,9 +152,8 @@ def main() -> None:
         for name in chosen.sets:
             table = Path(folder) / name / f"{name}.csv"
             whole(cut(chosen.data, SETS[name], Path(folder)), table, chosen.limit)
-            results[name] = one_set(table, by, chosen.prompt)
-    command = "python scripts/zero_shot.py DATA" + (" --prompt RUN" if chosen.prompt else "")
-    command += f" --limit {chosen.limit}" if chosen.limit else ""
+            results[name] = one_set(table, by)
+    command = "python scripts/zero_shot.py DATA" + (f" --limit {chosen.limit}" if chosen.limit else "")
     chosen.out.mkdir(parents=True, exist_ok=True)
     body = {"command": command, "packages": packages, "sets": results}
     (chosen.out / "zero_shot.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
