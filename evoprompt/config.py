@@ -54,7 +54,7 @@ class PixelConfig:
 
     kind: Literal["border", "patch", "overlay"] = opt("border", "a frame, a square, or the whole image")
     size: int = opt(16, "px: width of the border, side of the patch; not used by overlay", within="[1, inf)")
-    blocks: int = opt(16, "px: side of a block that shares one colour; 0 = every pixel is free", within="[0, inf)")
+    blocks: int = opt(160, "px: side of a block that shares one colour; 0 = every pixel is free", within="[0, inf)")
     strength: float = opt(0.6, "largest change of a pixel whose range is 0 to 1", within="(0, 1]")
     place: Literal["centre", "top-left"] = opt("centre", "where a patch sits")
 

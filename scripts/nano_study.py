@@ -3,11 +3,11 @@
     python scripts/nano_study.py DATA WORK NANO NANO NANO --out docs/results
 
 NANO are folders that `train_nano.py` wrote with different seeds; DATA is described in `human_sets.py`. For every judge,
-set and seed, prompts are trained on human scores, on the judge's votes, on votes and ladder, on coin tosses and on
-shuffled votes, all alike otherwise and each accepted, through the command line of evoprompt; `evoprompt compare`
-measures them on images that none has seen. Beside that, how often votes and ratings are right on pairs of test images,
-by wording and view. Finished runs in WORK are not run again; several processes may share the work, one per judge, with
---no-page. Writes nano.md and .json.
+set and seed, prompts are trained on human scores, on the judge's votes, on coin tosses and on shuffled votes, all alike
+otherwise and each accepted, through the command line of evoprompt; `evoprompt compare` measures them on images that
+none has seen. Beside that, how often votes and ratings are right on pairs of test images, by wording and view. Finished
+runs in WORK are not run again; several processes may share the work, one per judge, with --no-page. Writes nano.md and
+.json.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from evoprompt.result_tables import shown
 from evoprompt.score_files import read_scores
 from evoprompt.stats import percentile_interval
 
-SUPERVISED, FREE, LADDER, SHUFFLED = "supervised", "label-free", "label-free + ladder", "shuffled labels"
+SUPERVISED, FREE, SHUFFLED = "supervised", "label-free", "shuffled labels"
 METHODS: Methods = {
     SUPERVISED: (TRAIN, "nano-supervised", ()),
     FREE: (EVOLVE, "nano", ()),
-    LADDER: (EVOLVE, "nano-ladder", ()),
     RANDOM: (EVOLVE, "nano", ("--control", "random-labels")),
     SHUFFLED: (EVOLVE, "nano", ("--control", "shuffled-labels")),
 }

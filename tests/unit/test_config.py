@@ -35,7 +35,7 @@ def test_defaults_are_those_of_the_specification():
     flat = Recipe().flat()
     assert flat["judge.id"] == "owl2-nano" and flat["judge.revision"] is None
     prompt, vote, train = Recipe().prompt, Recipe().vote, Recipe().train
-    assert (prompt.kind, prompt.size, prompt.blocks, prompt.strength) == ("border", 16, 16, 0.6)
+    assert (prompt.kind, prompt.size, prompt.blocks, prompt.strength) == ("border", 16, 160, 0.6)
     assert (vote.mode, vote.min_confidence, train.variance) == ("exact", 0.6, "predicted-detached")
 
 
