@@ -43,7 +43,7 @@ def trajectory(folder: Path) -> dict[str, list[float]]:
         "loss": [step["train/loss"] for path in rounds[1:] for step in read_lines(path / "steps.jsonl")],
         "logit": [vote["logit"] for vote in read_lines(rounds[1] / "votes.jsonl")][::16],
         "ladder": [r["metrics"]["health/ladder_rate_accuracy"] for r in read_rounds(folder / "run")],
-        "theta": last.flatten()[::9].tolist(),
+        "theta": last.flatten().tolist(),
     }
 
 

@@ -103,10 +103,12 @@ def test_the_page_holds_the_judge_beside_other_measures(
     monkeypatch.setattr(sys, "argv", ["zero_shot.py", str(tmp_path / "data"), "--sets", "biq2021", "--out", str(out)])
     zero_shot.main()
     body = json.loads((out / "zero_shot.json").read_text())
-    rows = {row["name"]: row for row in body["sets"]["biq2021"]["all"]["rows"]}
-    assert body["command"] == "python scripts/zero_shot.py DATA" and list(rows) == ["none", "brightness", "darkness"]
+    rows = {row["name"]: row for row in body["sets"]["biq2021"]["rows"]}
+    assert body["command"] == "python scripts/zero_shot.py DATA"
+    assert list(rows) == ["none", "with the prompt", "brightness", "darkness"]
     assert rows["brightness"]["srcc"]["value"] == 1 and rows["darkness"]["srcc"]["value"] == -1
     assert rows["none"]["kind"] == "bare" and rows["none"]["n"] == 16
+    assert rows["with the prompt"]["gain"] is not None
     page = (out / "zero_shot.md").read_text()
     assert "|  | biq2021, n = 16 |" in page and "| brightness | 1.000 [1.000, 1.000] |" in page
     assert "brisque 0.2.0" in page and "falls" not in page and "darkness: SRCC is below 0" in page
