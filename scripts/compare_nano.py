@@ -49,9 +49,14 @@ METHODS: Methods = {
 
 
 def run(*command: str) -> None:
-    """Run evoprompt in this process; its words go to stderr."""
+    """Run evoprompt in this process; its words go to stderr.
+
+    Raises:
+        SystemExit: when it failed; it has said why.
+    """
     print("$ evoprompt", *command, file=sys.stderr, flush=True)
-    evoprompt(list(command), standalone_mode=False)
+    if code := evoprompt(list(command), standalone_mode=False):
+        raise SystemExit(code)
 
 
 def one_prompt(

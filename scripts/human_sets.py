@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +44,25 @@ def is_test(key: bytes) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < TEST_SHARE * 2**64
 
 
+def scaled(path: Path, edge: int) -> bytes:
+    """An image as a PNG of `edge` x `edge` pixels."""
+    content = io.BytesIO()
+    Image.open(path).convert("RGB").resize((edge, edge), Image.Resampling.BICUBIC).save(content, "PNG")
+    return content.getvalue()
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file that nobody ever sees half written."""
+    draft = path.parents[1] / f"{os.getpid()}-{path.name}"
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
 def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
     """Copy the images of a set into a training and a test folder, each with its scores beside.
 
-    An image is a test image by the hash of its content or, where the set has sources, of its source's name.
+    An image is a test image by the hash of its content or, where the set has sources, of its source's name. What is
+    there already stays, and files appear whole, so that several processes can share the folder.
     """
     with (data / chosen.name / "mos.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -61,15 +78,13 @@ def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
         flat = Path(row["file"].replace("/", "_"))
         flat = flat.with_suffix(".png") if chosen.edge else flat
         target = work / chosen.name / part / "images" / flat
-        if not chosen.edge:
-            target.write_bytes(source.read_bytes())
-        else:
-            picture = Image.open(source).convert("RGB")
-            picture.resize((chosen.edge, chosen.edge), Image.Resampling.BICUBIC).save(target)
+        if not target.is_file():
+            put(target, scaled(source, chosen.edge) if chosen.edge else source.read_bytes())
         kept[part].append([str(flat), *(row[column] for column in columns)])
     for part, lines in kept.items():
-        with (work / chosen.name / part / "mos.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *lines])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([header, *lines])
+        put(work / chosen.name / part / "mos.csv", text.getvalue().encode())
     folder = work / chosen.name
     return Parts(folder / "train" / "images", folder / "train" / "mos.csv", folder / "test" / "mos.csv")
 

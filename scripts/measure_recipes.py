@@ -55,9 +55,14 @@ def measure(recipe: str, parts: Parts, work: Path) -> str:
 
 
 def run(*command: str) -> None:
-    """Run evoprompt in this process."""
+    """Run evoprompt in this process.
+
+    Raises:
+        SystemExit: when it failed; it has said why.
+    """
     print("$ evoprompt", *command, file=sys.stderr, flush=True)
-    evoprompt(list(command), standalone_mode=False)
+    if code := evoprompt(list(command), standalone_mode=False):
+        raise SystemExit(code)
 
 
 def main() -> None:
@@ -74,9 +79,10 @@ def main() -> None:
         START, "Made by `python scripts/measure_recipes.py DATA WORK` at commit "
         f"{commit.stdout.strip()}: every recipe with the embedded judge",
         f"on {SET} (at 432 px, split by source; SRCC with MOS on test images that no prompt has seen, 95 % bootstrap",
-        "over sources), one seed, one round, accepted whatever the gate says. One run each and no controls: for what",
-        "these gains are worth see docs/results/compare_nano.md. Memory is the peak of the process so far. Minutes are",
-        "of one CPU core that other jobs shared. What the recipes do with a 7B judge has not been measured.", "",
+        "over sources), one seed, one round, accepted whatever the gate says. One run each and no controls:",
+        "[three seeds and controls](../docs/results/compare_nano.md) say what such gains are worth. Memory is the peak of",
+        "the process so far. Minutes are of one CPU core that other jobs shared. What the recipes do with a 7B judge has",
+        "not been measured.", "",
         "| recipe | bare SRCC | SRCC | gain | minutes | peak MiB |", "|---|---|---|---|--:|--:|", *rows, "",
     ]  # fmt: skip
     page = recipe_dir() / "README.md"

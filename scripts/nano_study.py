@@ -5,9 +5,9 @@
 NANO are folders that `train_nano.py` wrote with different seeds; DATA is described in `human_sets.py`. For every judge,
 set and seed, prompts are trained on human scores, on the judge's votes, on these and degraded copies (the ladder), on
 coin tosses and on shuffled votes, all alike otherwise and each accepted, through the command line of evoprompt;
-`evoprompt compare` measures them on images that none has seen. Beside that, how often votes and ratings are right on pairs of test images, by wording and view. Finished
-runs in WORK are not run again; several processes may share the work, one per judge, with --no-page. Writes nano.md and
-.json.
+`evoprompt compare` measures them on images that none has seen. Beside that, how often votes and ratings are right on
+pairs of test images, by wording and view. Finished runs in WORK are not run again; several processes may share the
+work, one per judge, with --no-page. Writes nano.md and .json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ CONTROLS = (RANDOM, SHUFFLED)
 PAIRS, RESAMPLES = 1000, 1000
 KNOWN = {
     "ladder": "votes less ratings, right on ladder steps (an image against a worse copy of itself)",
-    "cross": "votes less ratings, right on pairs of different images, one of them degraded",
     "disagreement": "share of held-out pairs that ratings order otherwise than votes",
 }
 
@@ -89,12 +88,9 @@ def estimates(work: Path, seeds: int) -> dict[str, float]:
         for seed in range(seeds)
     ]
 
-    def lead(m: Mapping[str, float], name: str) -> float:
-        return m[f"health/{name}_vote_accuracy"] - m[f"health/{name}_rate_accuracy"]
-
+    votes_right, ratings_right = ("health/ladder_vote_accuracy", "health/ladder_rate_accuracy")
     return {
-        "ladder": float(np.mean([lead(m, "ladder") for m in metrics])),
-        "cross": float(np.mean([lead(m, "cross") for m in metrics])),
+        "ladder": float(np.mean([m[votes_right] - m[ratings_right] for m in metrics])),
         "disagreement": float(np.mean([1 - m["health/agree_compare"] for m in metrics])),
     }
 

@@ -1,6 +1,6 @@
-"""Time and memory of every phase of a run, as a Markdown table.
+"""Time and memory of every phase of some runs, as a Markdown page.
 
-    scripts/start.sh runs/examples && .venv/bin/python scripts/phases.py runs/examples > docs/results/first_run.md
+    scripts/start.sh RUN && .venv/bin/python scripts/phases.py RUN RUN-control > docs/results/first_run.md
 """
 
 from __future__ import annotations
@@ -11,26 +11,34 @@ import platform
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+HEADS = ("look at the start, s", "vote, s", "train, s", "gate, s", "peak memory so far, MiB", "verdict")
+
+
+def table(run: Path, record: dict[str, Any]) -> list[str]:
+    """One row for every round of a run, and the seconds of the whole."""
+    rounds = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((run / "rounds").glob("[0-9]*/round.json"))]
+    lines = [f"| round | {' | '.join(HEADS)} |", "|--:|--:|--:|--:|--:|--:|---|"]
+    for r in rounds:
+        spent = [f"{r['seconds'][s]:.1f}" if s in r["seconds"] else "" for s in ("look", "vote", "train", "gate")]
+        verdict = f"{'accepted' if r['accepted'] else 'rejected'}: {r['reason']}" if r["round"] else r["reason"]
+        lines.append(f"| {r['round']} | {' | '.join(spent)} | {r['peak_memory_mib']:.0f} | {verdict} |")
+    whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
+    return [*lines, "", f"From the first look to the last verdict: {whole.total_seconds():.0f} s."]
 
 
 def main() -> None:
-    """Print the page of the run named on the command line."""
-    run = Path(sys.argv[1])
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    rounds = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((run / "rounds").glob("[0-9]*/round.json"))]
-    whole = datetime.fromisoformat(record["finished"]) - datetime.fromisoformat(record["started"])
+    """Print the page of the runs named on the command line."""
+    runs = {run: json.loads((run / "run.json").read_text(encoding="utf-8")) for run in map(Path, sys.argv[1:])}
+    first = next(iter(runs.values()))
     print("# Time and memory of the first command\n")
-    print("Made by `scripts/start.sh RUN && .venv/bin/python scripts/phases.py RUN`, without the installation.")
-    print(f"{record['images']} example images, judge {record['judge']['id']}@{record['judge']['revision']}, "
-          f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {record['versions']['torch']}.\n")  # fmt: skip
-    print("| round | look at the start, s | vote, s | train, s | gate, s | peak memory so far, MiB | verdict |")
-    print("|--:|--:|--:|--:|--:|--:|---|")
-    for r in rounds:
-        seconds = r["seconds"]
-        spent = [f"{seconds[stage]:.1f}" if stage in seconds else "" for stage in ("look", "vote", "train", "gate")]
-        verdict = r["reason"] if not r["round"] else f"{'accepted' if r['accepted'] else 'rejected'}: {r['reason']}"
-        print(f"| {r['round']} | {' | '.join(spent)} | {r['peak_memory_mib']:.0f} | {verdict} |")
-    print(f"\nFrom the first look to the last verdict: {whole.total_seconds():.0f} s.")
+    print("Made by `scripts/start.sh RUN && .venv/bin/python scripts/phases.py RUN RUN-control`, without installing.")
+    print(f"{first['images']} example images, judge {first['judge']['id']}@{first['judge']['revision']}, "
+          f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {first['versions']['torch']}.")  # fmt: skip
+    for run, record in runs.items():
+        print(f"\n## {'labels: votes' if record['control'] == 'none' else 'control: ' + record['control']}\n")
+        print("\n".join(table(run, record)))
 
 
 if __name__ == "__main__":
