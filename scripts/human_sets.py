@@ -58,11 +58,17 @@ def put(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
+def cut(data: Path, chosen: HumanSet, work: Path, validation: bool = False) -> Parts:
     """Copy the images of a set into a training and a test folder, each with its scores beside.
 
     An image is a test image by the hash of its content or, where the set has sources, of its source's name. What is
     there already stays, and files appear whole, so that several processes can share the folder.
+
+    Args:
+        data: see the top of this file.
+        chosen: the set.
+        work: where the copies go, into a folder with the set's name.
+        validation: leave the test images out and cut the others once more, to choose settings by. Another `work`!
     """
     with (data / chosen.name / "mos.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -74,7 +80,9 @@ def cut(data: Path, chosen: HumanSet, work: Path) -> Parts:
     for row in rows:
         source = data / chosen.name / "images" / row["file"]
         key = row[chosen.group].encode() if chosen.group else source.read_bytes()
-        part = "test" if is_test(key) else "train"
+        if validation and is_test(key):
+            continue
+        part = "test" if is_test(b"validation" * validation + key) else "train"
         flat = Path(row["file"].replace("/", "_"))
         flat = flat.with_suffix(".png") if chosen.edge else flat
         target = work / chosen.name / part / "images" / flat

@@ -80,9 +80,9 @@ def main() -> None:
         f"{commit.stdout.strip()}: every recipe with the embedded judge",
         f"on {SET} (at 432 px, split by source; SRCC with MOS on test images that no prompt has seen, 95 % bootstrap",
         "over sources), one seed, one round, accepted whatever the gate says. One run each and no controls:",
-        "[three seeds and controls](../docs/results/compare_nano.md) say what such gains are worth. Memory is the peak of",
-        "the process so far. Minutes are of one CPU core that other jobs shared. What the recipes do with a 7B judge has",
-        "not been measured.", "",
+        "[three seeds and controls](../docs/results/compare_nano.md) say what such gains are worth. Memory is the peak",
+        "of the process so far. Minutes are of one CPU core that other jobs shared. What the recipes do with a 7B",
+        "judge has not been measured.", "",
         "| recipe | bare SRCC | SRCC | gain | minutes | peak MiB |", "|---|---|---|---|--:|--:|", *rows, "",
     ]  # fmt: skip
     page = recipe_dir() / "README.md"
