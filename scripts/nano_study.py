@@ -65,7 +65,7 @@ def pair_accuracy(judge_folder: Path, parts: Parts, work: Path) -> dict[str, Any
     for n_views in (1, seen.shape[1]):
         for wordings in (1, n_wordings):
             share = votes(judge, seen[:, :n_views], pairs, wordings)
-            right[f"votes, {n_views} views, {wordings} wordings"] = (share > 0.5) == truth
+            right[f"votes, views {n_views}, wordings {wordings}"] = (share > 0.5) == truth
     rng = np.random.default_rng(2)
     times = [np.bincount(rng.integers(0, len(mos), len(mos)), minlength=len(mos)) for _ in range(RESAMPLES)]
     weights = [count[pairs[:, 0]] * count[pairs[:, 1]] for count in times]
@@ -74,7 +74,7 @@ def pair_accuracy(judge_folder: Path, parts: Parts, work: Path) -> dict[str, Any
         draws = np.array([np.average(values, weights=weight) for weight in weights])
         return percentile_interval(float(values.mean()), draws)._asdict()
 
-    most = right[f"votes, {seen.shape[1]} views, {n_wordings} wordings"]
+    most = right[f"votes, views {seen.shape[1]}, wordings {n_wordings}"]
     result = {name: interval(hits.astype(float)) for name, hits in right.items()}
     result["votes less ratings"] = interval(most.astype(float) - right["ratings"])
     kept.write_text(json.dumps(result))
@@ -116,15 +116,20 @@ def one_judge(base: Path, chosen: HumanSet, args: argparse.Namespace) -> dict[st
 
 
 def over_judges(folders: Sequence[Path]) -> dict[str, Any]:
-    """Means over all judges and seeds of one set, paired, and the share of the supervised gain that votes reach."""
+    """Means over all judges and seeds of one set, paired, and the share of the supervised gain that votes reach.
+
+    There is no share (None) where supervision itself does not gain; resamples in which it does not are left out.
+    """
     readings = columns_of(folders)
     draws = {name: np.mean([one.draws for one in found], axis=0) for name, found in readings.items()}
     means = {name: float(np.mean([one.value for one in found])) for name, found in readings.items()}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = (draws[FREE] - draws["none"]) / (draws[SUPERVISED] - draws["none"])
     supervised = means[SUPERVISED] - means["none"]
-    shares[draws[SUPERVISED] <= draws["none"]] = np.nan
-    share = percentile_interval((means[FREE] - means["none"]) / supervised, shares)._asdict()
+    share = None
+    if supervised > 0:
+        gained = draws[SUPERVISED] > draws["none"]
+        bare = draws["none"][gained]
+        shares = (draws[FREE][gained] - bare) / (draws[SUPERVISED][gained] - bare)
+        share = percentile_interval((means[FREE] - means["none"]) / supervised, shares)._asdict()
     return {"methods": numbers_of(folders, CONTROLS), "share": share}
 
 
@@ -166,7 +171,10 @@ def page(results: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for name, found in results["sets"].items():
         lines += [f"## {name}: {first[name]['n']} test images", "", *method_lines(found["methods"]), ""]
-        lines += [f"Share of the supervised gain reached without labels: {shown(found['share'])}.", ""]
+        share = "none to reach, supervision does not gain"
+        if found["share"]:
+            share = f"{shown(found['share'])} (over resamples in which supervision gains)"
+        lines += [f"Share of the supervised gain reached without labels: {share}.", ""]
         lines += judge_lines(judges, name)
     lines += ["## The bar", "", "| line | asked | found | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(cells)} |" for cells in bar(results)]
@@ -200,7 +208,7 @@ def judge_lines(judges: Mapping[str, Any], name: str) -> list[str]:
         moved = [f"{one['methods'][method]['gain']['value']:+.3f}" for method in METHODS]
         gains.append(f"| {' | '.join([base, *moved])} |")
     means = {key: np.mean([sets[name]["pairs"][key]["value"] for sets in judges.values()]) for key in votes_said}
-    which = "; ".join(f"{key.removeprefix('votes, ')}: {value:.3f}" for key, value in means.items())
+    which = "; ".join(f"{key.removeprefix('votes, ')} {value:.3f}" for key, value in means.items())
     return [
         *lines,
         "",
@@ -230,6 +238,8 @@ def bar(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             add("1 bare", f"{name} above {least}", shown(bare, ""), met)
     ends = max(one[name]["near ends"] for one in judges for name in sets)
     add("1 bare", "near the ends below 25 %", f"at most {ends:.0%}", ends < 0.25)
+    rarest = min((min(one[name]["levels"]), base, name) for base, one in results["judges"].items() for name in sets)
+    add("1 bare", "all five levels used", f"the rarest {rarest[0]:.1%} ({rarest[1]}, {rarest[2]})", rarest[0] > 0)
     gains = {name: {m: row["gain"] for m, row in found.items() if row["gain"]} for name, found in methods.items()}
     clear = {m: [name for name in sets if gains[name][m]["low"] > 0] for m in METHODS}
     add("2 supervised", "clear gain on two sets", ", ".join(clear[SUPERVISED]) or "none", len(clear[SUPERVISED]) > 1)
@@ -237,9 +247,9 @@ def bar(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         gain, final = gains["biq2021"][SUPERVISED]["value"], methods["biq2021"][SUPERVISED]["srcc"]["value"]
         add("2 supervised", "biq2021: gain .08, SRCC .52", f"{gain:+.3f}, {final:.3f}", gain >= 0.08 and final >= 0.52)
     add("3 label-free", "clear gain on two sets", ", ".join(clear[FREE]) or "none", len(clear[FREE]) > 1)
-    shares = {name: found["share"]["value"] for name, found in sets.items()}
-    add("3 label-free", "70 % of the supervised gain", "; ".join(f"{n} {s:.2f}" for n, s in shares.items()),
-        all(share >= 0.7 for share in shares.values()))  # fmt: skip
+    shares = {name: found["share"]["value"] for name, found in sets.items() if found["share"]}
+    told = [f"{name} {shares[name]:.2f}" if name in shares else f"{name}: none to reach" for name in sets]
+    add("3 label-free", "70 % of the supervised gain", "; ".join(told), all(s >= 0.7 for s in shares.values()))
     harmed = [name for name in sets if gains[name][FREE]["high"] < 0]
     add("3 label-free", "below 0 nowhere", ", ".join(harmed) or "nowhere", not harmed)
     for control in CONTROLS:
@@ -247,10 +257,9 @@ def bar(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         add(f"4 {control}", "no clear gain", ", ".join(gained) or "none", not gained)
         below = [name for name in sets if methods[name][FREE][f"over {control}"]["low"] > 0]
         add(f"4 {control}", "label-free clearly above", ", ".join(below) or "nowhere", len(below) == len(sets))
-    known = [f"{base} {name}" for base, one in results["judges"].items() for name in sets
-             if one[name]["pairs"]["votes less ratings"]["low"] > 0]  # fmt: skip
-    number = len(sets) * len(results["judges"])
-    add("5 votes", "clearly better than ratings", f"{len(known)} of {number} judges and sets", len(known) == number)
+    known = {name: sum(one[name]["pairs"]["votes less ratings"]["low"] > 0 for one in judges) for name in sets}
+    told = [f"{name} {count} of {len(judges)} judges" for name, count in known.items()]
+    add("5 votes", "clearly better than ratings", "; ".join(told), min(known.values()) == len(judges))
     return rows
 
 
