@@ -34,7 +34,6 @@ from evoprompt.batches import ladder_batch, vote_batches
 from evoprompt.catalogue import Contents
 from evoprompt.config import Recipe
 from evoprompt.errors import JudgeError
-from evoprompt.findings import teaching
 from evoprompt.health import Decision, Panel, Reading, above_chance, decide, plan_panel, read_panel, split_images, work
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
@@ -145,7 +144,7 @@ class Evolution:
         if not done:
             self._check_direction()
         with self._timed("look"):
-            first = self._look(start, 0, across=not done)
+            first = self._look(start, 0)
         if not done:
             self._begin(start, first)
         before = (
@@ -179,8 +178,6 @@ class Evolution:
                 "longer ladder, or --force to go on all the same."
             )
         self._commit(0, start, start, reading, Decision(True, "where the run starts", 0.0, 0.0), {})
-        if self.fraction < 1 and (told := teaching(reading.health.to_dict())):
-            self.console.say(f"teach    {told}")
 
     def _round(
         self, number: int, accepted: PixelPrompt, first: Reading, before: Reading
@@ -307,14 +304,13 @@ class Evolution:
         """Scores of the held-out images by content."""
         return {self.images.records[i].sha256: reading.scores[int(i)] for i in self.panel.images}
 
-    def _look(self, prompt: PixelPrompt, number: int, across: bool = False) -> Reading:
-        panel = self.panel if across else self.panel.within()
+    def _look(self, prompt: PixelPrompt, number: int) -> Reading:
         self.judge.attach(prompt)
         label = f"round {number}/{self.recipe.rounds}  look" if number else "judge at the start"
-        with self.console.progress(label, work(panel)) as advance:
+        with self.console.progress(label, work(self.panel)) as advance:
             seed = (self.recipe.seed, number)
             vote, limits = self.recipe.vote, self.recipe.eval
-            return read_panel(self.judge, self.pool, panel, vote, self.block, seed, advance, limits)
+            return read_panel(self.judge, self.pool, self.panel, vote, self.block, seed, advance, limits)
 
     def _commit(
         self,

@@ -32,10 +32,10 @@ class Measure(NamedTuple):
     worrying: Callable[[Numbers, Numbers], bool]
 
 
-def _chance(name: str, number: str = "ladder_steps") -> Callable[[Numbers, Numbers], bool]:
+def _chance(name: str) -> Callable[[Numbers, Numbers], bool]:
     def worrying(now: Numbers, start: Numbers) -> bool:
-        asked = int(now[number])
-        return binomial_above_chance(round(now[name] * asked), asked, 0.9) <= 0.5
+        steps = int(now["ladder_steps"])
+        return binomial_above_chance(round(now[name] * steps), steps, 0.9) <= 0.5
 
     return worrying
 
@@ -67,29 +67,6 @@ MEASURES: dict[str, Measure] = {
     ),
     "ladder_steps": Measure(
         "how many steps these three shares are of", "below 50: the shares are rough", _below("ladder_steps", 50)
-    ),
-    "cross_vote_accuracy": Measure(
-        "share of pairs of two different images, one of them degraded, whose votes prefer the other; ties count half",
-        "no better than a coin at 90 % confidence",
-        _chance("cross_vote_accuracy", "cross_pairs"),
-    ),
-    "cross_rate_accuracy": Measure(
-        "the same for the ratings of the two images",
-        "no better than a coin at 90 % confidence",
-        _chance("cross_rate_accuracy", "cross_pairs"),
-    ),
-    "cross_pairs": Measure(
-        "how many pairs these two shares are of; asked at the start of a run only",
-        "from 1 to 99: the shares are rough",
-        lambda now, start: 0 < now["cross_pairs"] < 100,
-    ),
-    "cross_lead_low": Measure(
-        "lower 95 % bound of how much more of these pairs the votes get right than the ratings",
-        "not above 0: nothing shows that votes have something to teach",
-        lambda now, start: now["cross_lead_low"] <= 0,
-    ),
-    "cross_lead_high": Measure(
-        "upper 95 % bound of the same", "below 0: the ratings know more than the votes", _below("cross_lead_high", 0)
     ),
     "vote_share": Measure(
         "mean share of the votes for the winner of a held-out pair, 0.5 to 1; the vote margin is 2 share - 1",
@@ -211,26 +188,6 @@ def health(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def teachable(measures: Numbers) -> bool | None:
-    """Whether votes clearly know more than the ratings they would teach; None where that was not asked."""
-    return measures["cross_lead_low"] > 0 if "cross_lead_low" in measures else None
-
-
-def teaching(measures: Numbers) -> str:
-    """What votes know more than ratings, on the cross-image ladder, in a line; empty where that was not asked."""
-    able = teachable(measures)
-    if able is None:
-        return ""
-    votes, ratings = measures["cross_vote_accuracy"], measures["cross_rate_accuracy"]
-    found = (
-        f"right in {votes:.3f} against {ratings:.3f} of {measures['cross_pairs']:.0f} pairs of different images, one "
-        f"degraded ({votes - ratings:+.3f} [{measures['cross_lead_low']:+.3f}, {measures['cross_lead_high']:+.3f}])"
-    )
-    if able:
-        return f"votes know more than ratings: {found}; there is something to teach"
-    return f"votes do not clearly know more than ratings: {found}; evolution may teach little here"
-
-
 def worries(now: Numbers, start: Numbers) -> list[str]:
     """Names of the measures in their range of worry, in order."""
     return [name for name, measure in MEASURES.items() if name in now and measure.worrying(now, start)]
@@ -258,12 +215,10 @@ def verdict(run: Path) -> list[str]:
     files = RunFiles(run)
     if not files.rounds:
         return [f"nothing to say yet: not even {files.origin} was measured{_state(files)}."]
-    here, start = health(files.now), health(files.rounds[0])
     found = [_headline(files) + _state(files) + ".", _evidence(files), _teacher(files)]
-    if told := teaching(start):
-        found.append(f"teach    {told}")
     if human := _human(files):
         found.append(human)
+    here, start = health(files.now), health(files.rounds[0])
     if named := worries(here, start):
         texts = [f"{name} {here[name]:.3g} ({MEASURES[name].worry})" for name in named]
         found.append(f"worry    {listed(texts, 3)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from evoprompt.config import EvalConfig, GateConfig, LadderConfig, PairsConfig, Recipe, VoteConfig
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.ladder import Chain, Pool, plan_chains, plan_cross, strengths
+from evoprompt.ladder import Chain, Pool, plan_chains, strengths
 from evoprompt.processes import in_turns
 from evoprompt.runs import LADDER, PAIRS, SPLIT, VOTES, stream
 from evoprompt.scoring import level_probabilities
@@ -48,13 +48,6 @@ class Health:
         ladder_rate_accuracy: the same for the ratings of the two images (ties count half).
         ladder_compare_accuracy: the same for the comparing votes alone.
         ladder_steps: how many steps these shares are of.
-        cross_vote_accuracy: share of pairs of two different images, one of them degraded, whose votes prefer the other
-            one (ties count half). A bias for what an image shows, which cancels within a chain, counts here.
-        cross_rate_accuracy: the same for the ratings.
-        cross_pairs: how many pairs these shares are of; 0 when none was asked, and the others are not defined then.
-        cross_lead_low: lower 95 % bound of how much more of them the votes get right, by a bootstrap over images.
-            Worry when not above 0: nothing shows that the votes know anything the ratings do not.
-        cross_lead_high: the upper bound.
         vote_share: mean share of the votes for the winner, in [0.5, 1].
         swap_consistency: share of comparisons whose winner stays when the order is swapped. Worry when below 0.7.
         position_bias: mean log-odds for the image shown first; removed by asking both orders. Worry when its size is
@@ -72,11 +65,6 @@ class Health:
     ladder_rate_accuracy: float
     ladder_compare_accuracy: float
     ladder_steps: int
-    cross_vote_accuracy: float
-    cross_rate_accuracy: float
-    cross_pairs: int
-    cross_lead_low: float
-    cross_lead_high: float
     vote_share: float
     swap_consistency: float
     position_bias: float
@@ -98,21 +86,16 @@ MEASURES = tuple(field.name for field in fields(Health))
 
 @dataclass(frozen=True)
 class Panel:
-    """The label-free test: held-out images, the groups voted among them, and the ladder over and across them."""
+    """The label-free test: held-out images, the groups voted among them, and the ladder over them."""
 
     images: np.ndarray
     groups: list[np.ndarray]
     chains: list[Chain]
-    cross: np.ndarray
 
     @property
     def keys(self) -> list[int]:
         """Every image that is looked at."""
         return sorted({int(i) for i in self.images} | {k for chain in self.chains for k in chain.keys})
-
-    def within(self) -> Panel:
-        """The panel without pairs of different images: they say what votes can teach, which is asked only once."""
-        return replace(self, cross=self.cross[:0])
 
 
 @dataclass(frozen=True)
@@ -196,7 +179,7 @@ def plan_panel(pool: Pool, heldout: np.ndarray, pairs: PairsConfig, ladder: Ladd
     groups = plan_groups(heldout, min(n_all, pairs.per_round), size, stream(seed, 0, PAIRS))
     rng = stream(seed, 0, LADDER)
     chains = plan_chains(pool, [int(i) for i in heldout], ladder.images, ladder.kinds, ladder.levels, rng)
-    return Panel(heldout, groups, chains, plan_cross(chains, rng))
+    return Panel(heldout, groups, chains)
 
 
 def read_panel(
@@ -244,7 +227,6 @@ def read_panel(
     votes = ask(chunks(panel.groups), VOTES)
     steps = np.concatenate([chain.steps() for chain in panel.chains])
     ladder_votes = ask([(0, steps)], LADDER)
-    cross_votes = ask([(len(steps), panel.cross)], LADDER)
 
     sources = sources_of(vote)
     labels = count_votes(votes, vote, sources)
@@ -254,8 +236,6 @@ def read_panel(
         ladder_rate_accuracy=float(rated.mean()),
         ladder_compare_accuracy=float(_voted_right(ladder_votes, vote, ("compare",)).mean()),
         ladder_steps=len(steps),
-        cross_pairs=len(panel.cross),
-        **_cross(panel, _voted_right(cross_votes, vote, sources), _rated_right(by_key, panel.cross), seed[0]),
         vote_share=float(np.mean([label.confidence for label in labels])),
         **dict(zip(("position_bias", "swap_consistency"), position_bias(votes), strict=True)),
         triad_consistency=_triads(panel.groups, labels),
@@ -292,7 +272,7 @@ def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callab
 def work(panel: Panel) -> int:
     """Steps of ``read_panel`` that progress counts."""
     steps = sum(len(chain.keys) - 1 for chain in panel.chains)
-    return len(panel.keys) + sum(len(pairs) for _, pairs in chunks(panel.groups)) + steps + len(panel.cross)
+    return len(panel.keys) + sum(len(pairs) for _, pairs in chunks(panel.groups)) + steps
 
 
 def ladder_lines(ladder: Sequence[Rung]) -> list[str]:
@@ -377,18 +357,6 @@ def _lost_consistency(before: Health, after: Health) -> float:
     """The larger fall of swap and triad consistency; a measure that is not defined does not count."""
     falls = (before.swap_consistency - after.swap_consistency, before.triad_consistency - after.triad_consistency)
     return max(0.0, *(fall for fall in falls if not math.isnan(fall)))
-
-
-def _cross(panel: Panel, voted: np.ndarray, rated: np.ndarray, seed: int) -> dict[str, float]:
-    """Votes and ratings on the pairs of different images, and by how much votes lead; images are resampled."""
-    names = ("cross_vote_accuracy", "cross_rate_accuracy", "cross_lead_low", "cross_lead_high")
-    if not len(voted):
-        return dict.fromkeys(names, math.nan)
-    image = {key: chain.image for chain in panel.chains for key in chain.keys}
-    pairs = [(image[int(a)], image[int(b)]) for a, b in panel.cross]
-    _, low = agreement_gain(voted, rated, pairs, confidence=0.975, seed=seed)
-    _, behind = agreement_gain(rated, voted, pairs, confidence=0.975, seed=seed)
-    return dict(zip(names, (float(voted.mean()), float(rated.mean()), low, -behind), strict=True))
 
 
 def _voted_right(votes: list[Vote], config: VoteConfig, sources: Sequence[str]) -> np.ndarray:

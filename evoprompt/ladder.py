@@ -19,8 +19,6 @@ from evoprompt.runs import LADDER, stream
 MAX_EDGE = 1024
 # Pictures kept to be degraded again, of at most 3 MiB each.
 _PICTURES = 64
-# Pairs of different images at most. What they tell depends on the images rather than on the pairs.
-CROSS_PAIRS = 400
 
 
 def strengths(levels: int) -> list[float]:
@@ -163,27 +161,3 @@ def plan_chains(
         for k, image in enumerate(chosen)
         for kind in deck[k * n_kinds : (k + 1) * n_kinds]
     ]
-
-
-def plan_cross(chains: Sequence[Chain], rng: np.random.Generator) -> np.ndarray:
-    """The cross-image ladder: pairs of two different images, one as its chains begin, the other as one of its ends.
-
-    Both sides come from the ladder, so that every image stands on either side, is scaled as the others are, and is
-    encoded anyway.
-
-    Args:
-        chains: the ladder.
-        rng: random stream.
-
-    Returns:
-        Keys (P, 2), the undegraded image, which counts as the better, first; the same number for every chain and at
-        most ``CROSS_PAIRS``. None when all chains are of one image.
-    """
-    whole = {chain.image: chain.keys[0] for chain in chains}
-    each = max(1, CROSS_PAIRS // len(chains))
-    pairs: list[tuple[int, int]] = []
-    for place in rng.permutation(len(chains))[:CROSS_PAIRS]:
-        chain = chains[place]
-        others = [key for image, key in whole.items() if image != chain.image]
-        pairs += [(int(key), chain.keys[-1]) for key in rng.permutation(others)[:each]]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)

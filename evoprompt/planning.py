@@ -17,7 +17,7 @@ from evoprompt.costs import Costs
 from evoprompt.health import PIECE
 from evoprompt.images import ImageSet
 from evoprompt.judge import OwlJudge, to_pixels
-from evoprompt.ladder import Chain, Pool, plan_cross
+from evoprompt.ladder import Pool
 from evoprompt.lifecycle import new_prompt
 from evoprompt.processes import resident_peak, world
 from evoprompt.questions import Question
@@ -130,9 +130,7 @@ def plan_run(recipe: Recipe, n_images: int, views: int, mixed: bool = False, sup
     chain = np.arange(ladder.kinds * ladder.levels).reshape(ladder.kinds, ladder.levels) + 1
     before = np.concatenate([np.zeros((ladder.kinds, 1), dtype=int), chain[:, :-1]], axis=1)
     look += comparisons(np.stack([before, chain], axis=-1).reshape(-1, 2), PIECE, asked) * chains
-    ends = [Chain(k, "", (k, chains + k * ladder.kinds + n)) for k in range(chains) for n in range(ladder.kinds)]
-    across = comparisons(plan_cross(ends, np.random.default_rng(0)), PIECE, asked)
-    panel = look * (recipe.rounds + 1) + across + Passes(read=heldout, degraded=degraded)
+    panel = look * (recipe.rounds + 1) + Passes(read=heldout, degraded=degraded)
 
     group = min(pairs.group, learning)
     n_groups = math.ceil(pairs.per_round / (group * (group - 1) / 2))

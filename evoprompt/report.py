@@ -264,7 +264,7 @@ def _health(files: RunFiles) -> str:
     head = ["measure", "start", *([f"round {files.now['round']}"] if accepted else []), "what it is", "worry when"]
     rows = []
     for name, measure in MEASURES.items():
-        form = ".0f" if name in ("ladder_steps", "cross_pairs") else ".3f"
+        form = ".0f" if name == "ladder_steps" else ".3f"
         cells = [
             f'<span class="worry">{_n(values, name, form)} (worry)</span>' if name in named else _n(values, name, form)
             for values, named in columns

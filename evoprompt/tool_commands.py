@@ -44,7 +44,7 @@ def judge(
     """Health of a judge on a folder of images, without any human score; docs/health.md defines the measures."""
     recipe = recipe_of(ctx)
     from evoprompt.degrade import LADDER_KINDS
-    from evoprompt.findings import health_lines, teachable, teaching, worries
+    from evoprompt.findings import health_lines, worries
     from evoprompt.health import above_chance, check_judge, ladder_lines
     from evoprompt.scoring import fits, load_prompt
     from evoprompt.session import open_images, open_judge
@@ -67,15 +67,12 @@ def judge(
     health = reading.health.to_dict()
     fine, low = above_chance(reading.health)
     if as_json:
-        said = {"judge": f"{chosen.id}@{chosen.revision}", "usable": fine, "teachable": teachable(health)}
-        body = {**said, **health, "worries": worries(health, health)}
+        body = {"judge": f"{chosen.id}@{chosen.revision}", "usable": fine, **health, "worries": worries(health, health)}
         click.echo(json.dumps({**body, "ladder": [asdict(rung) for rung in reading.ladder]}, indent=2))
         return
     click.echo("\n".join([*health_lines(health), "", *ladder_lines(reading.ladder)]))
     verdict = "is" if fine else "is not clearly"
     console.say(f"as a source of votes this judge {verdict} better than a coin (ladder accuracy at least {low:.2f}).")
-    if told := teaching(health):
-        console.say(f"{told}.")
 
 
 @click.command()

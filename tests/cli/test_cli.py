@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import subprocess
 import sys
 import time
@@ -168,10 +167,8 @@ def test_judge_prints_its_health(photos: Path) -> None:
     assert result.exit_code == 0
     assert "ladder_vote_accuracy" in result.stdout and "swap_consistency" in result.stdout
     assert "as a source of votes this judge" in result.stderr
-    assert re.search(r"votes .* of \d+ pairs of different images, one degraded", result.stderr)
     body = json.loads(run("judge", photos, "--json", *TINY).stdout)
-    assert body["ladder_steps"] == 32 and body["cross_pairs"] > 0
-    assert body["teachable"] == (body["cross_lead_low"] > 0)
+    assert body["ladder_steps"] == 32
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_does(

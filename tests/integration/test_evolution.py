@@ -9,21 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ScriptedJudge, Stop, StoppingConsole, write_toy_images
-from torch import Tensor
 
 from evoprompt.config import Recipe
 from evoprompt.errors import DataError, JudgeError, RunError
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.lifecycle import evolve, resume
 from evoprompt.prompts import PixelPrompt
-from evoprompt.questions import Question
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import Scorer
 from evoprompt.session import seen_by
 from evoprompt.stats import srcc
-from evoprompt.tracking import Console
 
 
 def _scores(judge: ScriptedJudge, folder: Path, prompt: PixelPrompt | None) -> np.ndarray:
@@ -41,31 +37,6 @@ def test_srcc_on_unseen_images_rises_with_a_judge_that_votes_right_in_four_of_fi
     evolved = srcc(_scores(judge, tmp_path / "new", PixelPrompt.load(run / "prompt")), truth)
     assert read_record(run)["accepted_round"] > 0
     assert evolved > bare + 0.1
-
-
-class Dazzled(ScriptedJudge):
-    """Its ratings see nothing but brightness."""
-
-    def rate(self, seen: Tensor, question: Question) -> Tensor:
-        return super().rate(seen * torch.tensor([0.0, 1.0, 1.0]), question)
-
-
-@pytest.mark.parametrize(
-    ("judge", "said"),
-    [(Dazzled(), "there is something to teach"), (ScriptedJudge(0.7), "evolution may teach little here")],
-)
-def test_whether_votes_know_more_than_ratings_is_said_once_before_the_first_round(
-    toys: ImageSet, quick: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], judge: ScriptedJudge, said: str
-) -> None:
-    recipe = replace(quick, train=replace(quick.train, steps=2))
-    run = evolve(recipe, toys, tmp_path / "run", judge, console=Console(), force=True)
-    lines = capsys.readouterr().err.splitlines()
-    told = [k for k, line in enumerate(lines) if line.startswith("teach    votes ")]
-    assert len(told) == 1 and lines[told[0]].endswith(said)
-    assert told[0] < min(k for k, line in enumerate(lines) if line.startswith("round 1/2"))
-    start, *later = [record["metrics"] for record in read_rounds(run)]
-    assert start["health/cross_pairs"] > 200 and (start["health/cross_lead_low"] > 0) == isinstance(judge, Dazzled)
-    assert all(record["health/cross_pairs"] == 0 for record in later)
 
 
 def test_a_judge_that_flips_coins_is_refused_before_the_first_round(

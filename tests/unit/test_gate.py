@@ -12,7 +12,6 @@ from evoprompt.voting import PseudoLabel
 
 GOOD = Health(
     ladder_vote_accuracy=0.8, ladder_rate_accuracy=0.8, ladder_compare_accuracy=0.8, ladder_steps=200,
-    cross_vote_accuracy=0.8, cross_rate_accuracy=0.7, cross_pairs=360, cross_lead_low=0.02, cross_lead_high=0.18,
     vote_share=0.8, swap_consistency=0.95, position_bias=0.0, triad_consistency=0.9, kept_fraction=1.0,
     agree_compare=0.6, agree_rate=0.6, score_mean=3.0, score_std=0.5, ends_fraction=0.0,
 )  # fmt: skip

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -214,8 +213,6 @@ def test_every_health_measure_is_explained_under_its_name_and_in_its_order() -> 
 
 FINE = {
     "ladder_vote_accuracy": 0.8, "ladder_rate_accuracy": 0.8, "ladder_compare_accuracy": 0.8, "ladder_steps": 100,
-    "cross_vote_accuracy": 0.8, "cross_rate_accuracy": 0.7, "cross_pairs": 360, "cross_lead_low": 0.02,
-    "cross_lead_high": 0.18,
     "vote_share": 0.8, "swap_consistency": 0.9, "position_bias": 0.1, "triad_consistency": 0.9, "kept_fraction": 0.8,
     "agree_compare": 0.7, "agree_rate": 0.9, "score_mean": 3.0, "score_std": 0.5, "ends_fraction": 0.1,
 }  # fmt: skip
@@ -225,9 +222,7 @@ FINE = {
     ("name", "value"),
     [
         ("ladder_vote_accuracy", 0.55), ("ladder_rate_accuracy", 0.55), ("ladder_compare_accuracy", 0.4),
-        ("ladder_steps", 40), ("cross_vote_accuracy", 0.5), ("cross_rate_accuracy", 0.5), ("cross_pairs", 90),
-        ("cross_lead_low", -0.01), ("cross_lead_high", -0.01),
-        ("vote_share", 0.54), ("swap_consistency", 0.69), ("position_bias", -2.9),
+        ("ladder_steps", 40), ("vote_share", 0.54), ("swap_consistency", 0.69), ("position_bias", -2.9),
         ("triad_consistency", 0.3), ("kept_fraction", 0.1), ("agree_compare", 0.5), ("agree_rate", 0.5),
         ("score_mean", 1.2), ("score_std", 0.2), ("ends_fraction", 0.3),
     ],
@@ -242,21 +237,6 @@ def test_worries_are_told_in_the_verdict_and_marked_in_the_page(run: Path) -> No
     _change(run, 1, **{"health/swap_consistency": 0.61})
     assert any(line.startswith("worry") and "swap_consistency 0.61 (below 0.7)" in line for line in verdict(run))
     assert '<span class="worry">0.610 (worry)</span>' in _page(run)[0]
-
-
-def test_what_there_is_to_teach_stands_in_verdict_and_page_and_an_older_run_goes_without(run: Path) -> None:
-    told = [line for line in verdict(run) if line.startswith("teach    votes")]
-    assert len(told) == 1 and "of 24 pairs of different images, one degraded" in told[0]
-    assert escape(told[0][9:]) in _page(run)[0] and "<code>cross_lead_low</code>" in _page(run)[0]
-    for number in (0, 1, 2):
-        file = run / f"rounds/{number:03d}/round.json"
-        record = json.loads(file.read_text())
-        cross = [name for name in record["metrics"] if name.startswith("health/cross_")]
-        assert len(cross) == (1 if number else 5)  # later rounds say that they asked no pair
-        record["metrics"] = {name: value for name, value in record["metrics"].items() if name not in cross}
-        file.write_text(json.dumps(record))
-    assert not any(line.startswith("teach") for line in verdict(run))
-    assert _page(run)[1].open == []
 
 
 def test_a_measure_that_could_not_be_taken_is_left_empty(run: Path) -> None:
