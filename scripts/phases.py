@@ -1,6 +1,6 @@
 """Time and memory of every phase of some runs, as a Markdown page.
 
-    scripts/start.sh RUN && .venv/bin/python scripts/phases.py RUN RUN-control > docs/results/first_run.md
+scripts/start.sh RUN && .venv/bin/python scripts/phases.py RUN RUN-control > docs/results/first_run.md
 """
 
 from __future__ import annotations
