@@ -174,7 +174,8 @@ def page(results: dict[str, Any], seeds: int, settings: list[str]) -> str:
         "mean over seeds, 95 % paired bootstrap over test images (sources); sd is over seeds. *Over random* is the",
         "gain less that of prompts trained on coin tosses: only what is above 0 there comes from the labels. Minutes",
         "are of one core that other jobs shared; memory is the peak of the process so far. kadis100 is left out by",
-        "default: 35 test images cannot tell such differences apart.", "",
+        "default: 35 test images cannot tell such differences apart. The judge's ratings lean by construction, its",
+        "votes do not: see docs/nano.md before the gains.", "",
     ]  # fmt: skip
     for name, result in results.items():
         lines += [f"## {name}: {result['n']} test images", ""]
@@ -196,8 +197,9 @@ def conclusion(methods: dict[str, dict[str, Any]]) -> str:
     trained = {name: row for name, row in methods.items() if name in METHODS and name != RANDOM}
     clear = [name for name, row in trained.items() if row["gain"]["low"] > 0 and row[f"over {RANDOM}"]["low"] > 0]
     harmful = [name for name, row in trained.items() if row["gain"]["high"] < 0]
-    parts = [f"**{', '.join(clear) or 'Nothing'} clearly helps** (gain and gain over random both above 0)."]
-    parts += [f"{', '.join(harmful)} clearly harms." if harmful else "Nothing clearly harms."]
+    helps, harms = ("help" if len(clear) > 1 else "helps"), ("harm" if len(harmful) > 1 else "harms")
+    parts = [f"**{', '.join(clear) or 'Nothing'} clearly {helps}** (gain and gain over random both above 0)."]
+    parts += [f"{', '.join(harmful) or 'Nothing'} clearly {harms}."]
     random = methods[RANDOM]["gain"]
     moved = "moves" if random["low"] > 0 or random["high"] < 0 else "does not clearly move"
     return " ".join([*parts, f"Training on coin tosses {moved} SRCC."])
