@@ -136,7 +136,8 @@ def numbers_of(folders: Sequence[Path], others: Sequence[str] = (RANDOM,)) -> di
     """Every method's mean SRCC over its seeds, its gain over the bare judge, and that gain less that of the `others`.
 
     The intervals are 95 % percentile bootstraps over images (over sources where the set has them); in a resample all
-    columns see the same images, so differences are paired. The seeds' standard deviation is beside.
+    columns see the same images, so differences are paired. They do not hold what another seed would change: the seeds'
+    standard deviation and the least and largest gain of a single run are beside.
 
     Args:
         folders: comparisons on the same images, one for each judge.
@@ -146,6 +147,7 @@ def numbers_of(folders: Sequence[Path], others: Sequence[str] = (RANDOM,)) -> di
     values = {name: np.array([one.value for one in found]) for name, found in readings.items()}
     means = {name: float(found.mean()) for name, found in values.items()}
     draws = {name: np.mean([one.draws for one in found], axis=0) for name, found in readings.items()}
+    single = {name: found.reshape(len(folders), -1) - values["none"][:, None] for name, found in values.items()}
 
     def against(name: str, other: str) -> dict[str, Any]:
         return percentile_interval(means[name] - means[other], draws[name] - draws[other])._asdict()
@@ -155,6 +157,7 @@ def numbers_of(folders: Sequence[Path], others: Sequence[str] = (RANDOM,)) -> di
             "srcc": percentile_interval(means[name], draws[name])._asdict(),
             "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
             "gain": None if name == "none" else against(name, "none"),
+            "single": None if len(found) == len(folders) else [float(single[name].min()), float(single[name].max())],
             **{f"over {other}": None if name in ("none", *others) else against(name, other) for other in others},
         }
         for name, found in values.items()
@@ -171,25 +174,31 @@ def page(results: dict[str, Any], seeds: int, settings: list[str]) -> str:
         f"compare_nano.json.{changed}",
         "The same training images, steps and rounds for every method, every round accepted;",
         "measured on images that none has seen (a fixed split by content hash, avt_h265 by source). SRCC with MOS,",
-        "mean over seeds, 95 % paired bootstrap over test images (sources); sd is over seeds. *Over random* is the",
-        "gain less that of prompts trained on coin tosses: only what is above 0 there comes from the labels. Minutes",
-        "are of one core that other jobs shared; memory is the peak of the process so far. kadis100 is left out by",
-        "default: 35 test images cannot tell such differences apart. The judge's ratings lean by construction, its",
-        "votes do not: see docs/nano.md before the gains.", "",
+        "mean over seeds, 95 % paired bootstrap over test images (sources). That holds for these seeds: sd is over",
+        "them, and *single runs* are the least and largest gain of one. *Over random* is the gain less that of prompts",
+        "trained on coin tosses: only what is above 0 there comes from the labels. Minutes are of one core that other",
+        "jobs shared; memory is the peak of the process so far. kadis100 is left out by default: 35 test images cannot",
+        "tell such differences apart. The judge's ratings lean by construction, its votes do not: see docs/nano.md",
+        "before the gains.", "",
     ]  # fmt: skip
     for name, result in results.items():
         lines += [f"## {name}: {result['n']} test images", ""]
-        lines += ["| method | SRCC [95 %] | sd | gain [95 %] | over random [95 %] | minutes | peak MiB |"]
-        lines += ["|---|---|--:|---|---|--:|--:|"]
+        lines += ["| method | SRCC [95 %] | sd | gain [95 %] | single runs | over random [95 %] | minutes | peak MiB |"]
+        lines += ["|---|---|--:|---|---|---|--:|--:|"]
         for method, row in result["methods"].items():
             cost = result["cost"].get(method, [])
             spent = [f"{np.mean([c[key] for c in cost]):.{d}f}" if cost else "" for key, d in COST]
             sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
             label = f"{method} (CONTROL)" if "labels" in method else method
-            cells = [shown(row["srcc"], ""), sd, shown(row["gain"], "+"), shown(row[f"over {RANDOM}"], "+"), *spent]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
+            cells = [shown(row["srcc"], ""), sd, shown(row["gain"], "+"), ends(row["single"])]
+            lines.append(f"| {' | '.join([label, *cells, shown(row[f'over {RANDOM}'], '+'), *spent])} |")
         lines += ["", conclusion(result["methods"]), "", *(f"- {line}" for line in share_lines(result)), ""]
     return "\n".join(lines)
+
+
+def ends(single: Sequence[float] | None) -> str:
+    """The least and largest gain of a single run, as a cell."""
+    return f"{single[0]:+.3f} to {single[1]:+.3f}" if single else ""
 
 
 def conclusion(methods: dict[str, dict[str, Any]]) -> str:

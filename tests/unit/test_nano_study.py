@@ -122,6 +122,9 @@ def test_the_bar_says_what_is_met(study: ModuleType, tmp_path: Path) -> None:
     assert found["methods"]["label-free"]["over random labels"]["low"] > 0
     ratio = gains["label-free"]["value"] / gains["supervised"]["value"]
     assert found["share"]["value"] == pytest.approx(ratio) and found["share"]["low"] < ratio < found["share"]["high"]
+    runs = found["runs"]["random labels"]
+    assert (runs["above"], runs["of"]) == (4, 4) and 0 < runs["p"] < 0.05
+    assert found["methods"]["label-free"]["single"][0] > 0 > found["methods"]["random labels"]["single"][0]
     bar = {(line, asked): verdict for line, asked, _, verdict in study.bar(results)}
     assert bar["4 random labels", "no clear gain"] == "met"
     assert bar["4 random labels", "label-free clearly above"] == "met"
