@@ -138,7 +138,7 @@ class GateConfig:
     accept: Literal["evidence", "always"] = opt(
         "evidence", "accept rounds on evidence, or every round; control runs always accept"
     )
-    tolerance: float = opt(0.01, "how far ladder accuracy may fall", within="[0, 1]")
+    tolerance: float = opt(0.01, "how far ladder accuracy may clearly fall", within="[0, 1]")
     min_spread: float = opt(0.5, "least spread of the scores, as a share of the bare judge's", within="[0, 1]")
     confidence: float = opt(0.9, "confidence of the gate's one-sided bounds", within="(0.5, 1)")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from evoprompt.config import GateConfig
 from evoprompt.health import Decision, Health, Reading, decide
+from evoprompt.ladder import Chain
 from evoprompt.voting import PseudoLabel
 
 GOOD = Health(
@@ -22,10 +24,18 @@ LABELS = [
 ]
 
 
-def _reading(right: bool, **changes: float) -> Reading:
-    """Scores that order all pairs as voted, or that know nothing, with these measures."""
+def _reading(right: bool, wrong_steps: Sequence[int] = (0, 0, 0, 0), **changes: float) -> Reading:
+    """Scores that order all pairs as voted, or that know nothing, with these measures.
+
+    Four images are on the ladder, with 10 steps each, of which so many are rated wrongly.
+    """
     scores = {k: float(-k if right else (k * 5) % N) for k in range(N)}
-    return Reading(replace(GOOD, **changes), scores, LABELS, [])
+    chains = []
+    for image, wrong in enumerate(wrong_steps):
+        keys = tuple(range(N + 11 * image, N + 11 * image + 11))
+        scores |= {key: float(step if step <= wrong else -step) for step, key in enumerate(keys)}
+        chains.append(Chain(image, "blur", keys))
+    return Reading(replace(GOOD, **changes), scores, LABELS, [], chains=chains)
 
 
 def _decide(after: Reading) -> Decision:
@@ -43,7 +53,7 @@ def test_a_candidate_that_agrees_more_and_keeps_its_health_is_accepted() -> None
     [
         (_reading(False), "is no clear gain"),
         (_reading(True, ladder_vote_accuracy=0.52), "votes order the ladder not clearly better than a coin"),
-        (_reading(True, ladder_rate_accuracy=0.7), "ladder accuracy of the ratings fell by 0.100"),
+        (_reading(True, (2, 3, 3, 2)), "ladder accuracy of the ratings fell by 0.250 (at least 0.203)"),
         (_reading(True, swap_consistency=0.7), "votes became less consistent, swaps or triads down by 0.25"),
         (_reading(True, triad_consistency=0.6), "votes became less consistent, swaps or triads down by 0.30"),
         (_reading(True, score_std=0.1), "scores collapsed to 20% of their spread"),
@@ -53,6 +63,15 @@ def test_each_failing_condition_rejects_and_is_named(after: Reading, reason: str
     decision = _decide(after)
     assert not decision.accepted
     assert reason in decision.reason
+
+
+def test_a_fall_on_the_ladder_counts_only_where_images_bear_it_out() -> None:
+    assert _reading(True, (0, 3, 10, 1)).ladder_by_image().tolist() == [1.0, 0.7, 0.0, 0.9]
+    assert _decide(_reading(True, (0, 5, 0, 0))).accepted
+    assert not _decide(_reading(True, (1, 2, 1, 1))).accepted
+    start = _reading(False, (3,))
+    assert decide(start, start, _reading(True, (3,)), GateConfig(), (0, 1)).accepted
+    assert "fell by 0.100" in decide(start, start, _reading(True, (4,)), GateConfig(), (0, 1)).reason
 
 
 def test_measures_that_are_not_defined_do_not_reject() -> None:
