@@ -73,7 +73,7 @@ def votes_without_training(judge: Judge, labels: Labels, pairs: np.ndarray, bloc
     def pixels(index: int) -> np.ndarray:
         return fit_image(read_image(labels.paths[index]), family.fit, judge.image_size, views)
 
-    seen = Seen(judge, range(len(labels)), pixels, max(1, block // views))
+    seen = Seen(judge, [pairs.flatten()], pixels, max(1, block // views))
     shares: list[float] = []
     for start in range(0, len(pairs), 64):
         part = pairs[start : start + 64]

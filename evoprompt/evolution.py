@@ -39,7 +39,7 @@ from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
 from evoprompt.ladder import Pool, plan_chains
 from evoprompt.mos import MosImages, MosSet, heldout_srcc, keys_of, plan_batches, said_of, trainable
-from evoprompt.processes import from_first, in_turns, peak_memory_mib
+from evoprompt.processes import from_first, in_turns, own, peak_memory_mib
 from evoprompt.prompts import Origin, PixelPrompt
 from evoprompt.runs import (
     CONTROL,
@@ -236,14 +236,14 @@ class Evolution:
         vote = self.recipe.vote
         sources = sources_of(vote)
         self.judge.attach(prompt if vote.prompted else None)
-        every = (i for group in groups for i in group)
-        seen = Seen(self.judge, every, self.pool, self.block, vote.views, self.recipe.eval)
+        seen = Seen(self.judge, groups, self.pool, self.block, vote.views, self.recipe.eval)
         asked = vote.views * vote.wordings * (2 * ("compare" in sources) + ("rate" in sources))
         seed, path = (self.recipe.seed, number, VOTES), folder / "votes.jsonl"
         todo = list(chunks(groups))
         votes = from_first(lambda: _votes_kept(path, [asked * len(pairs) for _, pairs in todo]))
         done = votes[-1].pair + 1 if votes else 0
         left = [(first, pairs) for first, pairs in todo if first >= done]
+        seen.expect(pairs.flatten() for _, pairs in own(left))
         total = sum(len(pairs) for _, pairs in todo)
         with self.console.progress(f"round {number}/{self.recipe.rounds}  vote", total) as advance:
             advance(done)

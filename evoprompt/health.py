@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from scipy import stats
 from evoprompt.config import EvalConfig, GateConfig, LadderConfig, PairsConfig, Recipe, VoteConfig
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.ladder import Chain, Pool, plan_chains, strengths
-from evoprompt.processes import in_turns
+from evoprompt.ladder import Chain, Pool, Rung, plan_chains, rungs
+from evoprompt.processes import in_turns, own
 from evoprompt.runs import LADDER, PAIRS, SPLIT, VOTES, stream
 from evoprompt.scoring import level_probabilities
 from evoprompt.stats import agreement_gain, binomial_above_chance, circular_triads
@@ -86,6 +87,19 @@ MEASURES = tuple(field.name for field in fields(Health))
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one process does of a panel at a time: images to be rated, and pairs (P, 2) of them to be asked about.
+
+    ``first`` is the number of the first pair among those of its ``stage``, of the groups or of the ladder.
+    """
+
+    images: np.ndarray
+    pairs: np.ndarray
+    first: int
+    stage: int
+
+
+@dataclass(frozen=True)
 class Panel:
     """The label-free test: held-out images, the groups voted among them, and the ladder over them."""
 
@@ -98,24 +112,28 @@ class Panel:
         """Every image that is looked at."""
         return sorted({int(i) for i in self.images} | {k for chain in self.chains for k in chain.keys})
 
+    def parts(self, block: int) -> list[Part]:
+        """All there is to do, cut where the parts share fewest images.
 
-@dataclass(frozen=True)
-class Rung:
-    """How surely one strength of one degradation is told from the strength before it; strength 0 is the image itself.
+        Args:
+            block: images of a part that is rated only.
 
-    Attributes:
-        kind: of degradation.
-        strength: the stronger of the two, above 0 and at most 5.
-        images: how many images were compared with themselves so.
-        votes: share of them whose votes prefer the weaker strength; a tie counts half.
-        ratings: share of them that are rated higher at the weaker strength; a tie counts half.
-    """
-
-    kind: str
-    strength: float
-    images: int
-    votes: float
-    ratings: float
+        Returns:
+            Pieces of the groups, images that are in no group, ladder steps image by image.
+        """
+        parts = [
+            Part(np.unique(piece), piece, first + PIECE * k, VOTES)
+            for first, pairs in chunks(self.groups)
+            for k, piece in enumerate(_pieces(pairs, PIECE))
+        ]
+        alone = np.setdiff1d(self.images, np.concatenate(self.groups))
+        parts += [Part(images, np.empty((0, 2), dtype=np.int64), 0, VOTES) for images in _pieces(alone, block)]
+        first = 0
+        for _, chains in groupby(self.chains, lambda chain: chain.image):
+            steps = np.concatenate([chain.steps() for chain in chains])
+            parts.append(Part(np.unique(steps), steps, first, LADDER))
+            first += len(steps)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -213,29 +231,28 @@ def read_panel(
         advance: told how many steps of ``work(panel)`` are done.
         limits: what may be kept of the images, see ``voting.Seen``.
     """
-    seen = Seen(judge, panel.keys, pool, block, limits=limits)
+    parts, question = panel.parts(block), judge.family.rate[0]
+    seen = Seen(judge, (part.images for part in parts), pool, block, limits=limits)
+    seen.expect(part.images for part in own(parts))
+
+    def ask(part: Part) -> tuple[torch.Tensor, list[Vote]]:
+        """Ratings of the images of a part, and votes on its pairs."""
+        logits = seen.ratings(part.images, question)[:, : judge.family.views]
+        drawn = (*seed, part.stage)
+        return logits, collect_votes(seen, part.pairs, vote, SOURCES, drawn, part.first) if len(part.pairs) else []
+
+    told: dict[int, torch.Tensor] = {}
+    asked: dict[int, list[Vote]] = {VOTES: [], LADDER: []}
+    for part, (logits, fresh) in zip(parts, in_turns(parts, ask), strict=True):
+        before = len(told)
+        told.update(zip(part.images.tolist(), logits, strict=True))
+        asked[part.stage] += fresh
+        advance(len(told) - before + len(part.pairs))
     keys = panel.keys
-    question = judge.family.rate[0]
-    asked = []
-    for part in in_turns(_pieces(keys, block), lambda part: seen.ratings(part, question)):
-        asked.append(part[:, : judge.family.views])
-        advance(len(part))
-    logits = torch.cat(asked)
-    scores = level_probabilities(logits).double().numpy() @ np.array(question.values)
+    scores = level_probabilities(torch.stack([told[key] for key in keys])).double().numpy() @ np.array(question.values)
     by_key = dict(zip(keys, scores.tolist(), strict=True))
-
-    def ask(groups: Iterable[tuple[int, np.ndarray]], stage: int) -> list[Vote]:
-        """Votes on all these pairs, a piece of a group at a time."""
-        votes: list[Vote] = []
-        todo = [(first + PIECE * k, part) for first, pairs in groups for k, part in enumerate(_pieces(pairs, PIECE))]
-        for fresh in in_turns(todo, lambda part: collect_votes(seen, part[1], vote, SOURCES, (*seed, stage), part[0])):
-            votes += fresh
-            advance(len({v.pair for v in fresh}))
-        return votes
-
-    votes = ask(chunks(panel.groups), VOTES)
+    votes, ladder_votes = asked[VOTES], asked[LADDER]
     steps = np.concatenate([chain.steps() for chain in panel.chains])
-    ladder_votes = ask([(0, steps)], LADDER)
 
     sources = sources_of(vote)
     labels = count_votes(votes, vote, sources)
@@ -253,7 +270,7 @@ def read_panel(
         agree_rate=_agreement(by_key, count_votes(votes, vote, ("rate",))),
         **_spread(np.array([by_key[int(i)] for i in panel.images])),
     )
-    return Reading(health, by_key, labels, votes, _rungs(panel.chains, voted, rated), panel.chains)
+    return Reading(health, by_key, labels, votes, rungs(panel.chains, voted, rated), panel.chains)
 
 
 def _pieces(whole: Any, size: int) -> list[Any]:
@@ -282,20 +299,6 @@ def work(panel: Panel) -> int:
     """Steps of ``read_panel`` that progress counts."""
     steps = sum(len(chain.keys) - 1 for chain in panel.chains)
     return len(panel.keys) + sum(len(pairs) for _, pairs in chunks(panel.groups)) + steps
-
-
-def ladder_lines(ladder: Sequence[Rung]) -> list[str]:
-    """The ladder as lines of text: one kind a line, votes and ratings at each strength."""
-    levels = sorted({rung.strength for rung in ladder})
-    cells = {(rung.kind, rung.strength): f"{rung.votes:.2f}/{rung.ratings:.2f}" for rung in ladder}
-    images = {rung.kind: rung.images for rung in ladder}
-    head = f"{'ladder, strength':<20}{'images':>7}" + "".join(f"{level:>12g}" for level in levels)
-    lines = [
-        f"{kind:<20}{number:>7}" + "".join(f"{cells.get((kind, level), ''):>12}" for level in levels)
-        for kind, number in images.items()
-    ]
-    note = "share of images told from the strength before by votes/ratings; worry when a kind stays near 0.50 or below"
-    return [head, *lines, note]
 
 
 def above_chance(health: Health) -> tuple[bool, float]:
@@ -388,18 +391,6 @@ def _voted_right(votes: list[Vote], config: VoteConfig, sources: Sequence[str]) 
 def _rated_right(scores: dict[int, float], pairs: np.ndarray) -> np.ndarray:
     gap = [scores[int(better)] - scores[int(worse)] for better, worse in pairs]
     return np.asarray((np.sign(gap) + 1) / 2)
-
-
-def _rungs(chains: Sequence[Chain], voted: np.ndarray, rated: np.ndarray) -> tuple[Rung, ...]:
-    """The steps of all chains, in their order, gathered by kind and strength."""
-    names = [(chain.kind, strength) for chain in chains for strength in strengths(len(chain.keys) - 1)]
-    places: dict[tuple[str, float], list[int]] = {}
-    for place, name in enumerate(names):
-        places.setdefault(name, []).append(place)
-    return tuple(
-        Rung(kind, strength, len(at), float(voted[at].mean()), float(rated[at].mean()))
-        for (kind, strength), at in sorted(places.items())
-    )
 
 
 def _agreement(scores: dict[int, float], labels: list[PseudoLabel]) -> float:

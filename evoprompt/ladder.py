@@ -161,3 +161,54 @@ def plan_chains(
         for k, image in enumerate(chosen)
         for kind in deck[k * n_kinds : (k + 1) * n_kinds]
     ]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How surely one strength of one degradation is told from the strength before it; strength 0 is the image itself.
+
+    Attributes:
+        kind: of degradation.
+        strength: the stronger of the two, above 0 and at most 5.
+        images: how many images were compared with themselves so.
+        votes: share of them whose votes prefer the weaker strength; a tie counts half.
+        ratings: share of them that are rated higher at the weaker strength; a tie counts half.
+    """
+
+    kind: str
+    strength: float
+    images: int
+    votes: float
+    ratings: float
+
+
+def rungs(chains: Sequence[Chain], voted: np.ndarray, rated: np.ndarray) -> tuple[Rung, ...]:
+    """The steps of all chains gathered by kind and strength.
+
+    Args:
+        chains: the chains.
+        voted: (S,) of each of their steps, in order: 1 where the votes are right, 0 where not, 0.5 for a tie.
+        rated: (S,) the same of the ratings.
+    """
+    names = [(chain.kind, strength) for chain in chains for strength in strengths(len(chain.keys) - 1)]
+    places: dict[tuple[str, float], list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return tuple(
+        Rung(kind, strength, len(at), float(voted[at].mean()), float(rated[at].mean()))
+        for (kind, strength), at in sorted(places.items())
+    )
+
+
+def ladder_lines(ladder: Sequence[Rung]) -> list[str]:
+    """The ladder as lines of text: one kind a line, votes and ratings at each strength."""
+    levels = sorted({rung.strength for rung in ladder})
+    cells = {(rung.kind, rung.strength): f"{rung.votes:.2f}/{rung.ratings:.2f}" for rung in ladder}
+    images = {rung.kind: rung.images for rung in ladder}
+    head = f"{'ladder, strength':<20}{'images':>7}" + "".join(f"{level:>12g}" for level in levels)
+    lines = [
+        f"{kind:<20}{number:>7}" + "".join(f"{cells.get((kind, level), ''):>12}" for level in levels)
+        for kind, number in images.items()
+    ]
+    note = "share of images told from the strength before by votes/ratings; worry when a kind stays near 0.50 or below"
+    return [head, *lines, note]

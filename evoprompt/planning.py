@@ -14,16 +14,17 @@ import torch
 
 from evoprompt.config import GrpoConfig, Recipe
 from evoprompt.costs import Costs
-from evoprompt.health import PIECE
+from evoprompt.health import PIECE, Panel
 from evoprompt.images import ImageSet
 from evoprompt.judge import OwlJudge, to_pixels
-from evoprompt.ladder import Pool
+from evoprompt.ladder import Chain, Pool
 from evoprompt.lifecycle import new_prompt
 from evoprompt.processes import resident_peak, world
 from evoprompt.questions import Question
+from evoprompt.runs import stream
 from evoprompt.steps import mos_steps
 from evoprompt.training import PromptedRating
-from evoprompt.voting import Seen, collect_votes, pairs_of, sources_of
+from evoprompt.voting import Seen, collect_votes, encoded_by, pairs_of, plan_groups, sources_of
 
 Clock = Callable[[], float]
 POOL_BYTES = 1 << 30
@@ -59,6 +60,10 @@ class Passes:
 
     def __mul__(self, times: float) -> Passes:
         return Passes(*(times * a for a in vars(self).values()))
+
+    def most(self, other: Passes) -> Passes:
+        """Of each kind the larger number."""
+        return Passes(*map(max, vars(self).values(), vars(other).values()))
 
     @property
     def forwards(self) -> float:
@@ -98,7 +103,9 @@ def comparisons(pairs: np.ndarray, piece: int, askings: int) -> Passes:
     return total * askings
 
 
-def plan_run(recipe: Recipe, n_images: int, views: int, mixed: bool = False, supervised: bool = False) -> Plan:
+def plan_run(
+    recipe: Recipe, n_images: int, views: int, mixed: bool = False, supervised: bool = False, processes: int = 1
+) -> Plan:
     """Count the passes of a run from its recipe and the number of its images.
 
     Args:
@@ -107,56 +114,95 @@ def plan_run(recipe: Recipe, n_images: int, views: int, mixed: bool = False, sup
         views: views of an image that the judge's family rates.
         mixed: a share of the steps gets human scores.
         supervised: all steps do, and nothing is voted for training.
+        processes: that share the work; each pass is counted as often as the process makes it that makes it most.
 
     Returns:
         Passes of the whole run. Where images are fewer than pairs ask for, where human scores stand in small sets, and
         where references keep copies together, they are a little fewer.
     """
-    pairs, vote, ladder, train = recipe.pairs, recipe.vote, recipe.ladder, recipe.train
-    every = max(vote.views, views)
-    heldout = min(max(2, round(pairs.heldout * n_images)), n_images - 2)
+    heldout = min(max(2, round(recipe.pairs.heldout * n_images)), n_images - 2)
     learning = n_images - heldout
-    asked = vote.wordings * vote.views
+    panel = _plan_panel(recipe, heldout, views, processes)
+    votes, groups, voted_images = _plan_votes(recipe, learning, views, processes)
+    used = Passes(read=min(learning, recipe.rounds * voted_images))
+    votes = Passes() if supervised else votes * recipe.rounds + used
 
-    all_pairs = heldout * (heldout - 1) // 2
-    size = heldout if all_pairs <= pairs.per_round else min(pairs.group, heldout)
-    groups = math.ceil(min(all_pairs, pairs.per_round) / (size * (size - 1) / 2))
-    chains = min(ladder.images, heldout)
-    degraded = chains * (1 + ladder.kinds * ladder.levels)
-    # Other wordings of the rating are asked of the images that are paired alone.
-    again = (vote.wordings - 1) * (min(heldout, groups * size) + degraded)
-    look = Passes(encoded=every * (heldout + degraded), rated=every * (heldout + degraded + again))
-    look += comparisons(pairs_of(np.arange(size)), PIECE, asked) * groups
-    chain = np.arange(ladder.kinds * ladder.levels).reshape(ladder.kinds, ladder.levels) + 1
-    before = np.concatenate([np.zeros((ladder.kinds, 1), dtype=int), chain[:, :-1]], axis=1)
-    look += comparisons(np.stack([before, chain], axis=-1).reshape(-1, 2), PIECE, asked) * chains
-    panel = look * (recipe.rounds + 1) + Passes(read=heldout, degraded=degraded)
-
-    group = min(pairs.group, learning)
-    n_groups = math.ceil(pairs.per_round / (group * (group - 1) / 2))
-    taught = round(pairs.ladder * n_groups)
-    voted = n_groups - taught
-    seen, sources = min(learning, voted * group), sources_of(vote)
-    votes = Passes(encoded=vote.views * seen)
-    if "rate" in sources:
-        votes += Passes(rated=asked * seen)
-    if "compare" in sources:
-        votes += comparisons(pairs_of(np.arange(group)), group * group, asked) * voted
-    used = min(learning, recipe.rounds * voted * group)
-    votes = Passes() if supervised else votes * recipe.rounds + Passes(read=used)
-
+    train, group = recipe.train, min(recipe.pairs.group, learning)
+    # TRL draws its answers in a pass of their own and asks the bare judge at every step.
+    trl = train.objective == "grpo" and recipe.grpo.engine == "trl"
+    mine = math.ceil(group / processes)
     fraction = 1.0 if supervised else recipe.mos.fraction if mixed else 0.0
-    trained = train.steps * group
-    bare = 0.0
+    trained, bare = train.steps * mine, 0.0
     if train.objective == "grpo":
-        visits = (train.steps - mos_steps(train.steps, fraction)) / max(1, n_groups)
-        # TRL draws its answers in a pass of their own and asks the bare judge at every step.
-        bare = n_groups * group * (2 * visits if recipe.grpo.engine == "trl" else _distinct(visits, every))
-    step = Passes(encoded=bare, rated=bare, trained=trained)
-    training = step * recipe.rounds
+        visits = (train.steps - mos_steps(train.steps, fraction)) / max(1, groups)
+        bare = groups * mine * (2 * visits if trl else _distinct(visits, max(recipe.vote.views, views)))
+    training = Passes(encoded=bare, rated=bare, trained=trained) * recipe.rounds
     if supervised or mixed:
         training += Passes(read=min(learning, recipe.rounds * trained))
-    return Plan(panel, Passes() if supervised else votes, training)
+    elif processes > 1:  # a process trains on images that others have voted on
+        fresh = recipe.rounds * min(train.steps, groups) * mine * (1 - 1 / processes)
+        training += Passes(read=min(learning - used.read, fresh))
+    return Plan(panel, votes, training)
+
+
+def _plan_panel(recipe: Recipe, heldout: int, views: int, processes: int) -> Passes:
+    """Passes of all looks at the panel, dealt as ``health.Panel`` deals them."""
+    pairs, vote, ladder = recipe.pairs, recipe.vote, recipe.ladder
+    every = max(vote.views, views)
+    block = max(1, recipe.eval.batch_size // every)
+    all_pairs = heldout * (heldout - 1) // 2
+    size = heldout if all_pairs <= pairs.per_round else min(pairs.group, heldout)
+    wanted = min(all_pairs, pairs.per_round)
+    groups = _groups(heldout, wanted, size)
+    grouped = max(int(group.max()) for group in groups) + 1
+    # Of the images in no group every process gets so many blocks; what is left is dealt with the rest.
+    evenly = (heldout - grouped) // (block * processes) * block
+    images = heldout - evenly * processes
+    steps = np.arange(ladder.kinds * ladder.levels).reshape(ladder.kinds, ladder.levels) + 1
+    steps = np.concatenate([np.zeros((ladder.kinds, 1), dtype=int), steps], axis=1)
+    chains = [
+        Chain(k, "", tuple((images + k * (steps.max() + 1) + keys).tolist()))
+        for k in range(min(ladder.images, heldout))
+        for keys in steps
+    ]
+    parts = Panel(np.arange(images), groups, chains).parts(block)
+    asked = [comparisons(part.pairs, PIECE, vote.wordings * vote.views) for part in parts]
+    most = Passes()
+    for number, found in enumerate(encoded_by([part.images for part in parts], block, processes)):
+        read = sum(image < images for image in found)
+        # Other wordings of the rating are asked of the images that are paired alone.
+        again = (vote.wordings - 1) * sum(not grouped <= image < images for image in found)
+        passes = Passes(read=read, degraded=len(found) - read, encoded=every * len(found))
+        passes += Passes(rated=every * (len(found) + again))
+        most = most.most(sum(asked[number::processes], passes))
+    most += Passes(read=evenly, encoded=every * evenly, rated=every * evenly)
+    looks = recipe.rounds + 1
+    return replace(most * looks, read=most.read, degraded=most.degraded)
+
+
+def _plan_votes(recipe: Recipe, learning: int, views: int, processes: int) -> tuple[Passes, int, int]:
+    """Passes of the votes of a round, its groups, and the images of the process that encodes most."""
+    pairs, vote = recipe.pairs, recipe.vote
+    block = max(1, recipe.eval.batch_size // max(vote.views, views))
+    groups = _groups(learning, pairs.per_round, min(pairs.group, learning))
+    voted = groups[: len(groups) - round(pairs.ladder * len(groups))]
+    asked, sources = vote.wordings * vote.views, sources_of(vote)
+    most, images = Passes(), 0
+    for number, found in enumerate(encoded_by(voted, block, processes)):
+        passes = Passes(encoded=vote.views * len(found))
+        if "rate" in sources:
+            passes += Passes(rated=asked * len(found))
+        if "compare" in sources and voted:
+            group = pairs_of(np.arange(len(voted[0])))
+            passes += comparisons(group, len(group), asked) * len(voted[number::processes])
+        most, images = most.most(passes), max(images, len(found))
+    return most, len(groups), images
+
+
+def _groups(images: int, pairs: int, size: int) -> list[np.ndarray]:
+    """Groups such as a run draws; of many images only as many as are drawn are numbered."""
+    drawn = size * math.ceil(pairs / (size * (size - 1) / 2))
+    return plan_groups(np.arange(min(images, drawn)), pairs, size, stream(0))
 
 
 @dataclass(frozen=True)
@@ -195,7 +241,7 @@ def memory_bytes(recipe: Recipe, plan: Plan, costs: Costs, texts: Texts, side: i
 
     Args:
         recipe: group size, limits of the caches.
-        plan: of the whole run.
+        plan: of the whole run, or of the process that does most of it.
         costs: of the judge.
         texts: that it is asked.
         side: of its images, px.
@@ -233,17 +279,18 @@ def dry_run(recipe: Recipe, images: ImageSet, judge: OwlJudge, mixed: bool, supe
         mixed: a share of the steps gets human scores.
         supervised: all of them do.
     """
-    plan = plan_run(recipe, len(images), judge.family.views, mixed, supervised)
+    plan, busiest = (
+        plan_run(recipe, len(images), judge.family.views, mixed, supervised, processes) for processes in (1, world())
+    )
     costs, texts = Costs(judge.model.config, judge.model.dtype.itemsize), Texts.of(judge)
     now = resident_bytes(judge)
-    memory = memory_bytes(recipe, plan, costs, texts, judge.image_size, judge.family.views)
+    memory = memory_bytes(recipe, busiest, costs, texts, judge.image_size, judge.family.views)
     started = time.monotonic()
     spent = calibrate(recipe, images, judge)
     calibration = time.monotonic() - started
     whole = plan.whole
-    stages = {"panel": plan.panel, "votes": plan.votes, "training": plan.training}
-    flops = {name: operations(passes, costs, texts) for name, passes in stages.items()}
-    seconds = {name: spent.whole(passes) / world() for name, passes in stages.items()}
+    flops = {name: operations(passes, costs, texts) for name, passes in vars(plan).items()}
+    seconds = {name: spent.whole(passes) for name, passes in vars(busiest).items()}
     peak, mib = expected_bytes(now, memory, judge.device.type), {k: f"{v / 2**20:,.0f}" for k, v in memory.items()}
     return [
         f"forwards {whole.forwards:,.0f}: {whole.encoded:,.0f} views seen, {whole.rated:,.0f} ratings, "
@@ -252,8 +299,13 @@ def dry_run(recipe: Recipe, images: ImageSet, judge: OwlJudge, mixed: bool, supe
         f"memory   {peak / 2**20:,.0f} MiB a process on {judge.device}: {now / 2**20:,.0f} now, a step "
         f"{mib['training']}, visual tokens {mib['tokens']}, images (host) {mib['images']}",
         f"time     {clock(sum(seconds.values()))} with {world()} process{'es' if world() > 1 else ''}: "
-        f"{_shares(seconds)}; measured in {calibration:.0f} s, --eval-mos not counted",
+        f"{_shares(seconds)}; {_busiest(busiest)}measured in {calibration:.0f} s, --eval-mos not counted",
     ]
+
+
+def _busiest(busiest: Plan) -> str:
+    """How far the work is shared, when it is."""
+    return f"the busiest sees {busiest.whole.encoded:,.0f} of the views; " if world() > 1 else ""
 
 
 def expected_bytes(now: float, memory: dict[str, float], device: str) -> float:
@@ -350,7 +402,7 @@ def calibrate(recipe: Recipe, images: ImageSet, judge: OwlJudge, now: Clock = ti
 
 def _voting(judge: OwlJudge, pool: Pool, recipe: Recipe, pairs: np.ndarray) -> Callable[[], Any]:
     """Votes on these pairs; what the judge sees of the images is kept after the first time."""
-    seen = Seen(judge, pairs.flatten(), pool, len(pairs) * 2, limits=recipe.eval)
+    seen = Seen(judge, [pairs.flatten()], pool, len(pairs) * 2, limits=recipe.eval)
     return lambda: collect_votes(seen, pairs, replace(recipe.vote, mode="exact"), ("compare",), (0, 0, 0))
 
 

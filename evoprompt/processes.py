@@ -85,6 +85,11 @@ def in_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
         yield from gathered(work(turn[rank()]) if rank() < len(turn) else None)[: len(turn)]
 
 
+def own(items: Sequence[T]) -> Sequence[T]:
+    """Those of the items that ``in_turns`` gives to this process, in its order."""
+    return items[rank() :: world()]
+
+
 def gathered(mine: R | None) -> list[Any]:
     """What every process has, in their order; all must call this."""
     if world() == 1:

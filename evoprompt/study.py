@@ -233,7 +233,7 @@ def _seen(judge: Judge, plan: Plan, block: int) -> Seen:
     def pixels(key: int) -> np.ndarray:
         return fit_image(read_image(paths[key]), judge.family.fit, judge.image_size, judge.family.views)
 
-    return Seen(judge, range(len(paths)), pixels, block)
+    return Seen(judge, [range(len(paths))], pixels, block)
 
 
 def _reference_keys(data: StudySet) -> dict[Path, int]:

@@ -45,7 +45,8 @@ def judge(
     recipe = recipe_of(ctx)
     from evoprompt.degrade import LADDER_KINDS
     from evoprompt.findings import health_lines, worries
-    from evoprompt.health import above_chance, check_judge, ladder_lines
+    from evoprompt.health import above_chance, check_judge
+    from evoprompt.ladder import ladder_lines
     from evoprompt.scoring import fits, load_prompt
     from evoprompt.session import open_images, open_judge
     from evoprompt.tracking import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -136,18 +137,37 @@ def pairs_of(group: np.ndarray) -> np.ndarray:
     return np.stack([group[first], group[second]], axis=1)
 
 
+def blocks_of(parts: Iterable[Iterable[int]], size: int) -> list[list[int]]:
+    """Distinct indices in blocks of at most ``size``, each where it first occurs; none holds indices of two parts."""
+    blocks: list[list[int]] = []
+    placed: set[int] = set()
+    for part in parts:
+        fresh = [i for i in dict.fromkeys(map(int, part)) if i not in placed]
+        placed.update(fresh)
+        blocks += [fresh[start : start + size] for start in range(0, len(fresh), size)]
+    return blocks
+
+
+def encoded_by(parts: Sequence[Iterable[int]], size: int, processes: int) -> list[set[int]]:
+    """What ``Seen`` encodes in each of some processes that ask for these parts in turns: their blocks, as a whole."""
+    parts = [[int(i) for i in part] for part in parts]
+    block_of = {image: block for block in map(tuple, blocks_of(parts, size)) for image in block}
+    return [{i for part in parts[r::processes] for one in part for i in block_of[one]} for r in range(processes)]
+
+
 class Seen:
     """What the judge keeps of each image, computed once per image while the prompt is fixed.
 
     Images are encoded in blocks of fixed membership, in the order in which they will be asked for, so that a run
-    continued after a kill, or shared among processes, computes the very same numbers as one that was not. While a block
-    is encoded the next one is read and fitted.
+    continued after a kill, or shared among processes, computes the very same numbers as one that was not. No block
+    reaches into the next part, so that a process encodes what its parts need and no more. While a block is encoded the
+    next one that this process will need is read and fitted.
 
     Args:
         judge: the judge, with the prompt of this round attached.
-        images: indices that will be asked for, in about that order.
+        parts: indices that will be asked for together by one process, part by part, in about that order.
         pixels: index -> (V, 3, S, S) uint8; several threads call it.
-        block: images encoded at a time.
+        block: images encoded at a time, at most.
         views: how many of the V views are encoded; None = all.
         limits: what may be kept, see ``token_cache.TokenCache``; what is no longer kept is encoded again.
     """
@@ -155,22 +175,25 @@ class Seen:
     def __init__(
         self,
         judge: Judge,
-        images: Iterable[int],
+        parts: Iterable[Iterable[int]],
         pixels: Pixels,
         block: int,
         views: int | None = None,
         limits: EvalConfig = LIMITS,
     ) -> None:
         self.judge = judge
-        order = list(dict.fromkeys(int(i) for i in images))
-        block = max(1, block)
-        self._blocks = [order[start : start + block] for start in range(0, len(order), block)]
+        self._blocks = blocks_of(parts, max(1, block))
         self._block_of = {image: number for number, members in enumerate(self._blocks) for image in members}
-        self._read_ahead: Ahead[int, np.ndarray] = Ahead(lambda image: pixels(image)[:views], 2 * block)
+        self._coming = deque(range(len(self._blocks)))
+        self._read_ahead: Ahead[int, np.ndarray] = Ahead(lambda image: pixels(image)[:views], block)
         self._begun: set[int] = set()
         self._cache = TokenCache(judge.device, limits.device_cache_mib, limits.host_cache_mib, limits.disk_cache_mib)
         self._views = 0
         self._ratings: dict[tuple[str, str, int], Tensor] = {}
+
+    def expect(self, parts: Iterable[Iterable[int]]) -> None:
+        """Say which of the parts this process will ask for, in what order; unsaid, it is all of them."""
+        self._coming = deque(dict.fromkeys(self._block_of[int(i)] for part in parts for i in part))
 
     def tokens(self, images: Iterable[int], view: int) -> Tensor:
         """Encoded view of images, (B, T, D)."""
@@ -203,8 +226,10 @@ class Seen:
         members = self._blocks[number]
         views = np.stack(self._read_ahead.take(members))
         self._begun.add(number)
-        if number + 1 < len(self._blocks) and number + 1 not in self._begun:
-            self._read_ahead.start(self._blocks[number + 1])
+        while self._coming and self._coming[0] in self._begun:
+            self._coming.popleft()
+        if self._coming:
+            self._read_ahead.start(self._blocks[self._coming[0]])
         self._views = views.shape[1]
         with torch.no_grad():
             seen = self.judge.encode(to_pixels(self.judge, views))

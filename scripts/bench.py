@@ -284,7 +284,7 @@ class Bench:
     def _ours(self, groups: int) -> list[Any]:
         """Pseudo-labels of the pairs of some groups, from images read to votes counted."""
         members = [np.arange(k * self.group, (k + 1) * self.group) for k in range(groups)]
-        seen = Seen(self.judge, np.concatenate(members), self.images.__getitem__, self.group, 1)
+        seen = Seen(self.judge, members, self.images.__getitem__, self.group, 1)
         return [
             label
             for group in members

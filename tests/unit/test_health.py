@@ -19,9 +19,9 @@ from evoprompt.cli import main
 from evoprompt.config import LadderConfig, PairsConfig, Recipe, VoteConfig
 from evoprompt.degrade import LADDER_KINDS
 from evoprompt.findings import MEASURES, health_lines, worries
-from evoprompt.health import Health, Panel, Reading, Rung, check_judge, ladder_lines, read_panel
+from evoprompt.health import Health, Panel, Reading, check_judge, read_panel
 from evoprompt.images import scan_images
-from evoprompt.ladder import Chain
+from evoprompt.ladder import Chain, Rung, ladder_lines
 from evoprompt.questions import FAMILIES, Question
 
 EXACT = VoteConfig(wordings=1, views=1, source="compare")

@@ -128,7 +128,7 @@ def _border() -> PixelPrompt:
 def test_a_changed_prompt_is_never_served_what_another_one_saw() -> None:
     judge, prompt = ScriptedJudge(), _border()
     judge.attach(prompt)
-    seen, question = Seen(judge, range(4), _pixels, 2), judge.family.rate[0]
+    seen, question = Seen(judge, [range(4)], _pixels, 2), judge.family.rate[0]
 
     def read(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         return seen.tokens(range(4), 1), seen.ratings(range(4), question)
@@ -137,7 +137,7 @@ def test_a_changed_prompt_is_never_served_what_another_one_saw() -> None:
     with torch.no_grad():
         prompt.theta.fill_(0.3)  # trained in place, without being attached again
     changed = read(seen)
-    assert all(torch.equal(*pair) for pair in zip(changed, read(Seen(judge, range(4), _pixels, 2)), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(changed, read(Seen(judge, [range(4)], _pixels, 2)), strict=True))
     assert not any(torch.equal(*pair) for pair in zip(changed, first, strict=True))
     with torch.no_grad():
         prompt.theta.zero_()
@@ -151,7 +151,7 @@ def test_a_changed_prompt_is_never_served_what_another_one_saw() -> None:
 def test_tokens_and_ratings_do_not_depend_on_what_the_cache_holds(home: Path, limits: EvalConfig) -> None:
     judge = ScriptedJudge()
     order = [5, 1, 0, 4, 2, 5, 0]
-    plain, bounded = (Seen(judge, range(6), _pixels, 4, limits=x) for x in (EvalConfig(), limits))
+    plain, bounded = (Seen(judge, [range(6)], _pixels, 4, limits=x) for x in (EvalConfig(), limits))
     for view in (0, 1):
         assert torch.equal(plain.tokens(order, view), bounded.tokens(order, view))
     question = judge.family.rate[0]
@@ -162,7 +162,7 @@ def test_only_the_views_asked_for_are_encoded(monkeypatch: pytest.MonkeyPatch) -
     judge, sizes = ScriptedJudge(), []
     plain = judge.encode
     monkeypatch.setattr(judge, "encode", lambda pixels: sizes.append(len(pixels)) or plain(pixels))
-    seen = Seen(judge, range(6), _pixels, 3, views=1)
+    seen = Seen(judge, [range(6)], _pixels, 3, views=1)
     seen.tokens(range(6), 0)
     seen.ratings(range(6), judge.family.rate[0])
     assert sizes == [3, 3]
@@ -180,7 +180,7 @@ def test_the_next_block_is_read_elsewhere_while_one_is_encoded() -> None:
 
     plain = judge.encode
     judge.encode = lambda x: plain(x) if third.wait(5) else x  # type: ignore[method-assign]
-    seen = Seen(judge, [4, 1, 3, 2, 0], pixels, 2)
+    seen = Seen(judge, [[4, 1, 3, 2, 0]], pixels, 2)
     seen.tokens([4], 0)  # waits in encode until 3, of the next block, is being read
     assert set(readers) <= {4, 1, 3, 2} and threading.main_thread() not in readers.values()
 

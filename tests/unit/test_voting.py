@@ -45,7 +45,7 @@ def test_a_pool_smaller_than_a_group_makes_smaller_groups() -> None:
 
 def test_swapping_a_pair_negates_its_preference() -> None:
     judge = ScriptedJudge(order_bias=0.7)
-    seen = Seen(judge, range(4), _pixels, 2)
+    seen = Seen(judge, [range(4)], _pixels, 2)
     tokens, pairs = seen.tokens(range(4), 0), torch.tensor([[0, 2], [1, 3]])
     question = judge.family.compare[0]
     forth, back = (torch.stack(preference_logits(judge, tokens, x, question)).mean(0) for x in (pairs, pairs.flip(1)))
@@ -58,7 +58,7 @@ def test_position_bias_of_any_size_is_removed_and_measured(bias: float) -> None:
 
     def labels(order_bias: float) -> tuple[list[float], list[Vote]]:
         votes = collect_votes(
-            Seen(ScriptedJudge(order_bias=order_bias), range(6), _pixels, 4), pairs, EXACT, ("compare",), (0, 1)
+            Seen(ScriptedJudge(order_bias=order_bias), [range(6)], _pixels, 4), pairs, EXACT, ("compare",), (0, 1)
         )
         return [label.share for label in count_votes(votes, EXACT)], votes
 
@@ -70,7 +70,7 @@ def test_position_bias_of_any_size_is_removed_and_measured(bias: float) -> None:
 
 def test_the_votes_of_a_pair_are_orders_times_wordings_times_views() -> None:
     votes = collect_votes(
-        Seen(ScriptedJudge(), range(3), _pixels, 4), pairs_of(np.arange(3)), EXACT, ("compare", "rate"), (0, 1)
+        Seen(ScriptedJudge(), [range(3)], _pixels, 4), pairs_of(np.arange(3)), EXACT, ("compare", "rate"), (0, 1)
     )
     per_pair = [v for v in votes if v.pair == 1]
     assert len([v for v in per_pair if v.source == "compare"]) == 2 * 2 * 2
@@ -87,7 +87,7 @@ def test_images_are_encoded_once() -> None:
         return plain(pixels)
 
     judge.encode = counting  # type: ignore[method-assign]
-    seen = Seen(judge, range(6), _pixels, 4)
+    seen = Seen(judge, [range(6)], _pixels, 4)
     collect_votes(seen, pairs_of(np.arange(6)), EXACT, ("compare", "rate"), (0, 1))
     assert sum(sizes) == 6 * 2
 
@@ -123,7 +123,7 @@ def test_only_the_sources_asked_for_are_counted() -> None:
 
 def test_sampled_votes_are_drawn_from_coordinates_and_counted_by_majority() -> None:
     config = VoteConfig(mode="sampled", draws=32, wordings=1, views=1, min_confidence=0.5)
-    seen = Seen(ScriptedJudge(), range(4), _pixels, 4)
+    seen = Seen(ScriptedJudge(), [range(4)], _pixels, 4)
     pairs = pairs_of(np.arange(4))
     votes = collect_votes(seen, pairs, config, ("compare",), (5, 1))
     again = collect_votes(seen, pairs, config, ("compare",), (5, 1))
@@ -139,7 +139,7 @@ def test_sampled_votes_are_drawn_from_coordinates_and_counted_by_majority() -> N
 def test_many_draws_approach_the_exact_share() -> None:
     config = VoteConfig(mode="sampled", draws=20_000, wordings=1, views=1, min_confidence=0.5)
     votes = collect_votes(
-        Seen(ScriptedJudge(), range(2), _pixels, 4), pairs_of(np.arange(2)), config, ("compare",), (0, 1)
+        Seen(ScriptedJudge(), [range(2)], _pixels, 4), pairs_of(np.arange(2)), config, ("compare",), (0, 1)
     )
     exact = np.mean([1 / (1 + math.exp(-v.logit)) for v in votes])
     assert count_votes(votes, config)[0].share == pytest.approx(exact, abs=0.02)
