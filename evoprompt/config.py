@@ -170,6 +170,12 @@ class EvalConfig:
     disk_cache_mib: int = opt(
         0, "MiB of them on disk after that; what fits nowhere is computed again", within="[0, inf)", horizon=True
     )
+    host_images_mib: int = opt(
+        1024, "MiB of fitted images kept in host memory, of each set of images", within="[0, inf)", horizon=True
+    )
+    disk_images_mib: int = opt(
+        8192, "MiB of them on disk after that; what fits nowhere is decoded again", within="[0, inf)", horizon=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

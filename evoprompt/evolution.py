@@ -109,7 +109,7 @@ class Evolution:
         self.fraction = 1.0 if self.supervised else recipe.mos.fraction if self.sets else 0.0
 
         def pool(images: ImageSet) -> Pool:
-            return Pool(images, family.fit, self.judge.image_size, views, recipe.seed)
+            return Pool(images, family.fit, self.judge.image_size, views, recipe.seed, recipe.eval)
 
         self.pool = pool(self.images)
         self.train_images, heldout = split_images(self.images, recipe.pairs.heldout, recipe.seed)
@@ -347,6 +347,9 @@ class Evolution:
         self.run.publish(number, record)
         self.mirror({"round": number, **metrics})
         self.console.say(_table_row(record))
+        for notice in (pool.notice() for pool in (self.pool, *(human.pool for human in self.human))):
+            if notice:
+                self.console.say(notice)
 
     def _origin(self, number: int) -> Origin:
         return Origin(

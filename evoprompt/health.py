@@ -288,7 +288,7 @@ def check_judge(judge: Judge, images: ImageSet, recipe: Recipe, progress: Callab
         progress: told the total work, gives back the function to report it to.
     """
     views = max(recipe.vote.views, judge.family.views)
-    pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed)
+    pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed, recipe.eval)
     panel = plan_panel(pool, np.arange(len(images)), recipe.pairs, recipe.ladder, recipe.seed)
     block = max(1, recipe.eval.batch_size // views)
     advance = progress(work(panel))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
+from evoprompt.config import EvalConfig
 from evoprompt.degrade import KINDS, LADDER_KINDS, MIN_SIDE, degrade
 from evoprompt.images import PAD_COLOUR, ImageSet, fit_image, read_image
 from evoprompt.runs import LADDER, stream
+from evoprompt.tensor_cache import TensorCache
 
 # Degrading a 40-megapixel photo takes seconds a step and is scaled down afterwards anyway.
 MAX_EDGE = 1024
-# Pictures kept to be degraded again, of at most 3 MiB each.
-_PICTURES = 64
+LIMITS = EvalConfig()
 
 
 def strengths(levels: int) -> list[float]:
@@ -49,23 +49,28 @@ class Chain:
 class Pool:
     """All images of a run by key, ready for the judge: the user's (0 to N - 1) and degraded ones (from N on).
 
+    Fitted images are kept within stated sizes, and so are pictures to be degraded, scaled down to at most 3 MiB each.
+    What is kept is not decoded again.
+
     Args:
         images: the user's images.
         fit: how an image becomes squares, see ``images.fit_image``.
         size: side of a square, px.
         views: squares an image.
         seed: of the degradations.
-        max_bytes: fitted images kept in memory at most.
+        limits: its ``host_images_mib`` and ``disk_images_mib``.
     """
 
-    def __init__(self, images: ImageSet, fit: str, size: int, views: int, seed: int, max_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, images: ImageSet, fit: str, size: int, views: int, seed: int, limits: EvalConfig = LIMITS
+    ) -> None:
         self.images, self.fit, self.size, self.views, self.seed = images, fit, size, views, seed
         self._degraded: list[tuple[int, str, float]] = []
         self._keys: dict[tuple[int, str, float], int] = {}
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._room = max(1, max_bytes // (3 * size * size * views))
+        sizes = (limits.host_images_mib, limits.disk_images_mib)
+        self._kept = TensorCache(torch.device("cpu"), 0, *sizes, "eval.disk_images_mib")
         self._ladder: set[int] = set()
-        self._pictures: OrderedDict[int, Image.Image] = OrderedDict()
+        self._said = False
         self._keeping, self._reading = Lock(), Lock()  # several threads may ask for images
 
     def degraded(self, image: int, kind: str, strength: float) -> int:
@@ -90,29 +95,33 @@ class Pool:
         return f"{self.images.records[image].name}#{kind}:{strength:g}"
 
     def __call__(self, key: int) -> np.ndarray:
-        """Views of an image, (V, 3, S, S) uint8 RGB."""
-        with self._keeping:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        views = fit_image(self._picture(key), self.fit, self.size, self.views)
-        with self._keeping:
-            self._kept[key] = views
-            if len(self._kept) > self._room:
-                self._kept.popitem(last=False)
-        return views
+        """Views of an image, (V, 3, S, S) uint8 RGB; not to be written to."""
+        views = self._find(key)
+        if views is not None:
+            return views
+        if key >= len(self.images):
+            return self._keep(key, fit_image(self._degrade(key), self.fit, self.size, self.views))
+        if key not in self._ladder:
+            return self._read(key)[1]
+        with self._reading:  # it may be decoded just now, to be degraded
+            views = self._find(key)
+            return self._read(key)[1] if views is None else views
 
-    def _picture(self, key: int) -> Image.Image:
-        if key < len(self.images):
-            if key not in self._ladder:
-                return read_image(self._path(key))
-            with self._reading:
-                return self._read(key)
+    def notice(self) -> str:
+        """What is to be said, once, when not all images could be kept; otherwise empty."""
+        if self._said or not self._kept.forgotten:
+            return ""
+        self._said = True
+        return (
+            "warning  the fitted images exceed eval.host_images_mib and eval.disk_images_mib; those that are not kept "
+            "are decoded again each time. Raise one of them."
+        )
+
+    def _degrade(self, key: int) -> Image.Image:
         image, kind, strength = self._degraded[key - len(self.images)]
         with self._reading:
-            if image not in self._pictures:
-                self._read(image)
-            picture = self._pictures[image]
+            kept = self._find(_picture(image))
+            picture = self._read(image)[0] if kept is None else Image.fromarray(kept)
         if min(picture.size) < MIN_SIDE:
             picture = ImageOps.expand(picture, MIN_SIDE, PAD_COLOUR)
         if not strength:
@@ -121,19 +130,31 @@ class Pool:
         rng = stream(self.seed, 0, LADDER, image, KINDS.index(kind))
         return Image.fromarray(degrade(np.asarray(picture), kind, strength, rng))
 
-    def _path(self, image: int) -> Path:
+    def _read(self, image: int) -> tuple[Image.Image, np.ndarray]:
+        """Decode a file once for all it is needed for: a small copy, if it will be degraded, and its views."""
         with self._keeping:  # the records may be read from a file
-            return self.images.records[image].path
+            path = self.images.records[image].path
+        picture = read_image(path)
+        views = self._keep(image, fit_image(picture, self.fit, self.size, self.views))
+        if image in self._ladder:
+            picture = picture.copy()
+            picture.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+            self._keep(_picture(image), np.array(picture))
+        return picture, views
 
-    def _read(self, image: int) -> Image.Image:
-        """Decode an image of the ladder; a small copy of it stays, so that no strength decodes it again."""
-        picture = read_image(self._path(image))
-        small = picture.copy()
-        small.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
-        self._pictures[image] = small
-        if len(self._pictures) > _PICTURES:
-            self._pictures.popitem(last=False)
-        return picture
+    def _find(self, key: Hashable) -> np.ndarray | None:
+        with self._keeping:
+            kept = self._kept.get(key)
+        return None if kept is None else kept.numpy()
+
+    def _keep(self, key: Hashable, pixels: np.ndarray) -> np.ndarray:
+        with self._keeping:
+            self._kept.put(key, torch.from_numpy(pixels))
+        return pixels
+
+
+def _picture(image: int) -> Hashable:
+    return "picture", image
 
 
 def plan_chains(

@@ -27,7 +27,6 @@ from evoprompt.training import PromptedRating
 from evoprompt.voting import Seen, collect_votes, encoded_by, pairs_of, plan_groups, sources_of
 
 Clock = Callable[[], float]
-POOL_BYTES = 1 << 30
 CALIBRATION_IMAGES = 24
 
 
@@ -262,7 +261,7 @@ def memory_bytes(recipe: Recipe, plan: Plan, costs: Costs, texts: Texts, side: i
     rows = recipe.pairs.group * (recipe.pairs.group - 1)
     asking = costs.passing(recipe.eval.batch_size, rows, sum(texts.compare))
     return {
-        "images": min(fitted, POOL_BYTES),
+        "images": min(fitted, 2**20 * limits.host_images_mib),
         "tokens": min(tokens, cached),
         "training": share * costs.kept(texts.rate, recipe.judge.checkpointing),
         "asking": min(asking, 2**20 * limits.memory_mib),
@@ -374,7 +373,7 @@ def calibrate(recipe: Recipe, images: ImageSet, judge: OwlJudge, now: Clock = ti
         return statistics.median(spent[times > 1 :])
 
     views = max(recipe.vote.views, judge.family.views)
-    pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed)
+    pool = Pool(images, judge.family.fit, judge.image_size, views, recipe.seed, recipe.eval)
     n = min(len(images), CALIBRATION_IMAGES)
     block = max(1, recipe.eval.batch_size // views)
     read = timed(lambda: [pool(k) for k in range(n)], 1) / n

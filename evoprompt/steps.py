@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from evoprompt.ahead import Ahead
 from evoprompt.config import TrainConfig
 from evoprompt.errors import RunError
 from evoprompt.processes import from_first
@@ -81,11 +82,17 @@ class Steps(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.batches, self.steps, self.seed = batches, steps, tuple(seed)
         self.mos, self.fraction, self.parts = mos, fraction, parts
+        self._ready: Ahead[int, dict[str, Tensor]] = Ahead(self._made, 2)
 
     def __len__(self) -> int:
         return self.steps * self.parts
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
+        """The item; the next one of the same part is made ready meanwhile."""
+        self._ready.start(k for k in (item, item + self.parts) if k < len(self))
+        return self._ready.take([item])[0]
+
+    def _made(self, item: int) -> dict[str, Tensor]:
         step, part = divmod(item, self.parts)
         human = mos_steps(step, self.fraction)
         if mos_steps(step + 1, self.fraction) > human:

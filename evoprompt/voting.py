@@ -18,8 +18,8 @@ from evoprompt.errors import RecipeError
 from evoprompt.judge import Judge, preference_logits, to_pixels
 from evoprompt.questions import Question
 from evoprompt.runs import stream
+from evoprompt.tensor_cache import TensorCache
 from evoprompt.thurstone import level_moments, prefer_z
-from evoprompt.token_cache import TokenCache
 
 Pixels = Callable[[int], np.ndarray]
 SOURCES = ("compare", "rate")
@@ -169,7 +169,7 @@ class Seen:
         pixels: index -> (V, 3, S, S) uint8; several threads call it.
         block: images encoded at a time, at most.
         views: how many of the V views are encoded; None = all.
-        limits: what may be kept, see ``token_cache.TokenCache``; what is no longer kept is encoded again.
+        limits: what may be kept, see ``tensor_cache.TensorCache``; what is no longer kept is encoded again.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Seen:
         self._coming = deque(range(len(self._blocks)))
         self._read_ahead: Ahead[int, np.ndarray] = Ahead(lambda image: pixels(image)[:views], block)
         self._begun: set[int] = set()
-        self._cache = TokenCache(judge.device, limits.device_cache_mib, limits.host_cache_mib, limits.disk_cache_mib)
+        self._cache = TensorCache(judge.device, limits.device_cache_mib, limits.host_cache_mib, limits.disk_cache_mib)
         self._views = 0
         self._ratings: dict[tuple[str, str, int], Tensor] = {}
 

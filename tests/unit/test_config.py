@@ -212,6 +212,7 @@ def test_odd_texts_survive_as_texts():
 def test_fingerprint_changes_with_every_identity_key_and_with_no_horizon_key():
     horizon = {"rounds", "eval.batch_size", "train.save_every", "eval.memory_mib"}
     horizon |= {"eval.device_cache_mib", "eval.host_cache_mib", "eval.disk_cache_mib"}
+    horizon |= {"eval.host_images_mib", "eval.disk_images_mib"}
     horizon |= {"judge.checkpointing", "judge.compile"}
     assert {key.name for key in describe_keys() if key.horizon} == horizon
     drawn = ["train.objective=grpo", "grpo.estimator=sampled", "grpo.beta=0"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ScriptedJudge
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from evoprompt.ladder import Pool
 from evoprompt.planning import plan_run
 from evoprompt.processes import in_turns, own
 from evoprompt.runs import stream
+from evoprompt.steps import Batch, Steps
 from evoprompt.voting import Seen, Vote, blocks_of, chunks, collect_votes, plan_groups
 
 World = Callable[[int, Callable[[], Any]], list[Any]]
@@ -213,3 +215,22 @@ def test_ratings_of_a_step_are_planned_as_they_are_shared() -> None:
     one, four, many = (plan_run(RECIPE, 200, 1, processes=n).training for n in (1, 4, 50))
     assert (one.trained, four.trained, many.trained) == (60 * 6, 60 * 2, 60)
     assert one.read == 0 < four.read
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_images_of_the_next_step_are_read_during_this_one(parts: int) -> None:
+    asked: list[list[int]] = []
+    second = threading.Event()
+
+    def views(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows.tolist())
+        if len(asked) == 2:
+            second.set()
+        return np.zeros((len(rows), 1, 3, 2, 2), np.uint8)
+
+    batch = Batch(views, np.array([[0, 1]]), np.array([1.0]), 4)
+    steps = Steps([batch], 3, (0, 1), parts=parts)
+    for step in range(3):
+        assert torch.equal(steps[step * parts]["rows"], torch.arange(0, 4, parts))
+        assert second.wait(5)  # though only the first one was asked for
+    assert asked == [list(range(0, 4, parts))] * 3  # those of this process alone, each once

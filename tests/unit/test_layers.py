@@ -43,7 +43,7 @@ RANKS = {
         "runs",
         "tracking",
         "study_questions",
-        "token_cache",
+        "tensor_cache",
     ),
     3: ("answers", "ladder", "labels", "objectives", "findings", "pictures", "steps", "stimuli", "anchors"),
     4: ("data_check", "score_files", "trl_engine", "voting", "scoring", "study_sets"),

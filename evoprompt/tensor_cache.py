@@ -1,4 +1,4 @@
-"""Visual tokens kept for later, in bounded memory: on the judge's device, then in host memory, then on disk."""
+"""Visual tokens and fitted images kept within stated sizes: on the judge's device, in host memory, on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from evoprompt.errors import RunError
 _HEADER = 256
 
 
-class TokenCache:
+class TensorCache:
     """Tensors by key. What a full tier has used least moves down to the next; what falls out of the last is forgotten.
 
     Args:
@@ -32,13 +32,24 @@ class TokenCache:
         device_mib: size of the first tier, MiB; on a CPU there is no such tier.
         host_mib: of the second, pinned where there is a GPU.
         disk_mib: of the third: safetensors files in a folder of the cache, removed with this object.
+        disk_key: of the recipe, where ``disk_mib`` comes from.
+
+    Attributes:
+        forgotten: how many tensors have fallen out of the last tier.
     """
 
-    def __init__(self, device: torch.device, device_mib: int, host_mib: int, disk_mib: int) -> None:
-        self.device = device
+    def __init__(
+        self,
+        device: torch.device,
+        device_mib: int,
+        host_mib: int,
+        disk_mib: int,
+        disk_key: str = "eval.disk_cache_mib",
+    ) -> None:
+        self.device, self.forgotten = device, 0
         on_device = [] if device.type == "cpu" else [_Memory(device_mib << 20, device, pinned=False)]
         on_host = _Memory(host_mib << 20, torch.device("cpu"), pinned=device.type == "cuda")
-        self._tiers: list[_Tier] = [*on_device, on_host, _Disk(disk_mib << 20)]
+        self._tiers: list[_Tier] = [*on_device, on_host, _Disk(disk_mib << 20, disk_key)]
 
     def get(self, key: Hashable) -> Tensor | None:
         """The tensor of a key; None when it is not kept."""
@@ -55,6 +66,7 @@ class TokenCache:
         leaving = [(key, tensor)]
         for tier in self._tiers:
             leaving = [fallen for item in leaving for fallen in tier.add(*item)]
+        self.forgotten += len(leaving)
 
     def used(self) -> list[int]:
         """Bytes kept in each tier, the topmost first."""
@@ -123,18 +135,22 @@ class _Memory(_Tier):
 class _Disk(_Tier):
     _folder: Path | None = None
 
+    def __init__(self, limit: int, key: str) -> None:
+        super().__init__(limit)
+        self._key = key
+
     def size_of(self, tensor: Tensor) -> int:
         return super().size_of(tensor) + _HEADER
 
     def read(self, key: Hashable) -> Tensor:
-        return load_file(self._file(key))["tokens"]
+        return load_file(self._file(key))["kept"]
 
     def write(self, key: Hashable, tensor: Tensor) -> None:
         try:
-            save_file({"tokens": tensor.cpu().contiguous()}, self._file(key))
+            save_file({"kept": tensor.cpu().contiguous()}, self._file(key))
         except (OSError, SafetensorError) as error:
             raise RunError(
-                f"visual tokens cannot be kept in {cache_folder()} ({error}). Lower eval.disk_cache_mib, or name "
+                f"visual tokens or images cannot be kept in {cache_folder()} ({error}). Lower {self._key}, or name "
                 "another folder in EVOPROMPT_CACHE."
             ) from error
 
@@ -152,7 +168,7 @@ def _new_folder() -> Path:
     """A folder of this process; those that killed processes of this machine left are removed."""
     home = cache_folder()
     home.mkdir(parents=True, exist_ok=True)
-    mine = f"tokens-{socket.gethostname()}-"
+    mine = f"kept-{socket.gethostname()}-"
     for left in home.glob(f"{mine}*"):
         process = left.name.removeprefix(mine).split("-")[0]
         if process.isdigit() and not _alive(int(process)):

@@ -17,13 +17,14 @@ import pytest
 import torch
 from conftest import BORDER, SIDE, ScriptedJudge, base_picture
 
-from evoprompt import token_cache
+from evoprompt import tensor_cache
 from evoprompt.config import EvalConfig, Recipe
 from evoprompt.errors import RunError
 from evoprompt.images import ImageSet, read_image
+from evoprompt.ladder import Pool
 from evoprompt.lifecycle import evolve
 from evoprompt.prompts import PixelPrompt, PromptConfig
-from evoprompt.token_cache import TokenCache
+from evoprompt.tensor_cache import TensorCache
 from evoprompt.tracking import Console
 from evoprompt.voting import Seen
 
@@ -43,7 +44,7 @@ def quarter(k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def test_no_tier_ever_holds_more_than_stated(home: Path) -> None:
-    cache = TokenCache(CPU, 0, 1, 2)
+    cache = TensorCache(CPU, 0, 1, 2)
     for k in range(30):
         cache.put(k, quarter(k))
         host, disk = cache.used()
@@ -55,7 +56,7 @@ def test_no_tier_ever_holds_more_than_stated(home: Path) -> None:
 
 
 def test_what_is_used_stays_and_what_is_not_moves_down(home: Path) -> None:
-    cache = TokenCache(CPU, 0, 1, 1)
+    cache = TensorCache(CPU, 0, 1, 1)
     for k in range(4):
         cache.put(k, quarter(k))
     cache.get(0)
@@ -64,14 +65,14 @@ def test_what_is_used_stays_and_what_is_not_moves_down(home: Path) -> None:
 
 
 def test_sixteen_bit_tensors_survive_the_disk_to_the_bit(home: Path) -> None:
-    cache = TokenCache(CPU, 0, 0, 1)
+    cache = TensorCache(CPU, 0, 0, 1)
     tokens = torch.randn(3, 5).to(torch.bfloat16)
     cache.put(("a", 1), tokens)
     assert torch.equal(cache.get(("a", 1)), tokens)  # type: ignore[arg-type]
 
 
 def test_a_device_has_a_tier_of_its_own_above_the_host(home: Path) -> None:
-    cache = TokenCache(torch.device("meta"), 1, 1, 0)
+    cache = TensorCache(torch.device("meta"), 1, 1, 0)
     for k in range(4):
         cache.put(k, torch.empty(256, 256, device="meta"))
     assert cache.used() == [MIB, 0, 0]
@@ -79,13 +80,13 @@ def test_a_device_has_a_tier_of_its_own_above_the_host(home: Path) -> None:
 
 
 def test_a_view_of_a_batch_does_not_keep_the_batch() -> None:
-    cache, batch = TokenCache(CPU, 0, 1, 0), torch.zeros(64, 256, 256)
+    cache, batch = TensorCache(CPU, 0, 1, 0), torch.zeros(64, 256, 256)
     cache.put(0, batch[0])
     assert cache.get(0).untyped_storage().nbytes() == MIB // 4  # type: ignore[union-attr]
 
 
 def test_what_is_larger_than_every_tier_is_not_kept(home: Path) -> None:
-    cache = TokenCache(CPU, 0, 0, 0)
+    cache = TensorCache(CPU, 0, 0, 0)
     cache.put(0, quarter(0))
     assert cache.get(0) is None and not list(home.rglob("*.safetensors"))
 
@@ -93,11 +94,11 @@ def test_what_is_larger_than_every_tier_is_not_kept(home: Path) -> None:
 def test_files_go_with_the_cache_and_those_of_killed_processes_with_the_next(home: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = home / f"tokens-{socket.gethostname()}-{ended.pid}-x"
-    alive, elsewhere = home / f"tokens-{socket.gethostname()}-{os.getpid()}-x", home / f"tokens-elsewhere-{ended.pid}-x"
+    left = home / f"kept-{socket.gethostname()}-{ended.pid}-x"
+    alive, elsewhere = home / f"kept-{socket.gethostname()}-{os.getpid()}-x", home / f"kept-elsewhere-{ended.pid}-x"
     for folder in (left, alive, elsewhere):
         folder.mkdir(parents=True)
-    cache = TokenCache(CPU, 0, 0, 1)
+    cache = TensorCache(CPU, 0, 0, 1)
     cache.put(0, quarter(0))
     assert not left.exists() and alive.exists() and elsewhere.exists()
     assert len(list(home.rglob("*.safetensors"))) == 1
@@ -110,9 +111,9 @@ def test_a_full_disk_is_said_in_a_sentence(home: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(token_cache, "save_file", full)
+    monkeypatch.setattr(tensor_cache, "save_file", full)
     with pytest.raises(RunError, match=r"no space left on device\). Lower eval.disk_cache_mib"):
-        TokenCache(CPU, 0, 0, 1).put(0, quarter(0))
+        TensorCache(CPU, 0, 0, 1).put(0, quarter(0))
 
 
 def _pixels(key: int) -> np.ndarray:
@@ -185,8 +186,9 @@ def test_the_next_block_is_read_elsewhere_while_one_is_encoded() -> None:
     assert set(readers) <= {4, 1, 3, 2} and threading.main_thread() not in readers.values()
 
 
+@pytest.mark.parametrize(("host", "disk"), [(1, 0), (0, 1)])
 def test_images_are_read_at_most_once_in_a_run_of_a_round(
-    toys: ImageSet, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toys: ImageSet, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, host: int, disk: int
 ) -> None:
     reads: Counter[Path] = Counter()
 
@@ -195,6 +197,38 @@ def test_images_are_read_at_most_once_in_a_run_of_a_round(
         return read_image(path)
 
     monkeypatch.setattr("evoprompt.ladder.read_image", counted)
-    few = replace(quick, rounds=1, train=replace(quick.train, steps=3), pairs=replace(quick.pairs, ladder=0.3))
-    evolve(few, toys, tmp_path / "run", ScriptedJudge(0.9), console=Console(quiet=True))
+    toys = replace(toys, records=toys.records[:24])  # 24 images and 30 degraded ones of 6.75 KiB, 24 pictures as large
+    limits = EvalConfig(host_images_mib=host, disk_images_mib=disk)
+    ladder = replace(quick.ladder, images=2)
+    pairs = replace(quick.pairs, ladder=0.3)
+    few = replace(quick, rounds=1, train=replace(quick.train, steps=3), pairs=pairs, ladder=ladder, eval=limits)
+    evolve(few, toys, tmp_path / "run", ScriptedJudge(0.9), console=Console(quiet=True), force=True)
     assert len(reads) == len(toys) and set(reads.values()) == {1}
+    gc.collect()
+    assert not list(home.rglob("*.safetensors"))
+
+
+def test_images_are_the_same_wherever_they_are_kept_and_it_is_said_once_where_they_cannot_be(
+    toys: ImageSet, home: Path
+) -> None:
+    def pool(host: int, disk: int) -> Pool:
+        return Pool(toys, "squash", SIDE, 2, 0, EvalConfig(host_images_mib=host, disk_images_mib=disk))
+
+    def keys(pool: Pool) -> list[int]:
+        return [*range(12), *pool.chain(3, "jpeg", 3).keys, *range(12), *pool.chain(3, "lens_blur", 3).keys]
+
+    plain = pool(1, 0)
+    expected = [plain(key) for key in keys(plain)]
+    assert plain.notice() == ""
+    for limits in ((0, 1), (0, 0)):
+        bounded = pool(*limits)
+        assert all(np.array_equal(bounded(key), views) for key, views in zip(keys(bounded), expected, strict=True))
+        said = [bounded.notice(), bounded.notice()]
+        assert said[1] == "" and ("eval.disk_images_mib" in said[0]) == (limits == (0, 0))
+
+
+def test_what_falls_out_of_the_last_tier_is_counted(home: Path) -> None:
+    cache = TensorCache(CPU, 0, 1, 0)
+    for k in range(6):
+        cache.put(k, quarter(k))
+    assert cache.forgotten == 2
