@@ -15,13 +15,24 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from evoprompt import planning
 from evoprompt.config import Recipe, VoteConfig
 from evoprompt.costs import Costs
 from evoprompt.images import ImageSet
 from evoprompt.judge import NANO, OwlJudge, load_judge, preference_logits
 from evoprompt.lifecycle import evolve
 from evoprompt.owl2 import Owl2Config
-from evoprompt.planning import Texts, calibrate, clock, comparisons, dry_run, memory_bytes, operations, plan_run
+from evoprompt.planning import (
+    Seconds,
+    Texts,
+    calibrate,
+    clock,
+    comparisons,
+    dry_run,
+    memory_bytes,
+    operations,
+    plan_run,
+)
 from evoprompt.questions import Question
 from evoprompt.recipe_files import load_recipe
 from evoprompt.small_cards import checkpoint_layers
@@ -119,6 +130,18 @@ def test_operations_are_those_that_torch_counts(nano: OwlJudge) -> None:
     assert counted(step, grad=True) == pytest.approx(12 * costs.train(texts.rate), rel=0.08)
 
 
+def test_operations_of_a_whole_run_are_planned_within_a_quarter(nano: OwlJudge, toys: ImageSet, tmp_path: Path) -> None:
+    keys = {"rounds": 1, "pairs.per_round": 6, "pairs.group": 4, "vote.wordings": 1, "vote.min_confidence": 0.5}
+    keys |= {"train.steps": 2, "ladder.images": 2, "ladder.kinds": 2, "ladder.levels": 1, "vote.views": 1}
+    recipe = load_recipe("nano", [f"{key}={value}" for key, value in keys.items()])
+    toys = replace(toys, records=toys.records[:12])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evolve(recipe, toys, tmp_path / "run", nano, force=True)
+    plan = plan_run(recipe, len(toys), nano.family.views)
+    planned = operations(plan.whole, Costs(nano.model.config, 4), Texts.of(nano))
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.25)
+
+
 def test_operations_of_the_large_judge_are_the_known_ones() -> None:
     costs = Costs(Owl2Config(), 2)
     # One image at 448 px: tower 723.6 and abstractor 37.9 billion; the language model at 105 tokens 1365.8 billion,
@@ -164,13 +187,28 @@ def test_bytes_of_the_large_judge_are_the_known_ones() -> None:
 
 def test_a_dry_run_says_passes_operations_memory_and_time(nano: OwlJudge, toys: ImageSet) -> None:
     recipe = load_recipe("nano", ["pairs.per_round=66", "train.steps=2", "ladder.images=2"])
-    lines = dry_run(recipe, toys, nano, False, False)
+    lines = list(dry_run(recipe, toys, nano, False, False))
     assert [line.split()[0] for line in lines] == ["forwards", "flops", "memory", "time"]
     plan = plan_run(recipe, len(toys), nano.family.views)
     costs, texts = Costs(nano.model.config, 4), Texts.of(nano)
     assert f"{operations(plan.whole, costs, texts) / 1e12:,.3g} TFLOP" in lines[1]
     memory = memory_bytes(recipe, plan, costs, texts, nano.image_size, nano.family.views)
     assert f"a step {memory['training'] / 2**20:,.0f}," in lines[2]
+
+
+def test_a_dry_run_of_a_job_gives_the_time_of_the_process_with_most_to_do(
+    nano: OwlJudge, toys: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = Seconds(read=0.1, degraded=0.1, encoded=1, rated=0.1, grouped=0.1, compared=0.1, trained=2)
+    monkeypatch.setattr(planning, "calibrate", lambda *_: spent)
+    monkeypatch.setattr(planning, "world", lambda: 7)
+    recipe = load_recipe("nano", ["pairs.per_round=66", "train.steps=2", "ladder.images=2"])
+    alone, busiest = (plan_run(recipe, len(toys), nano.family.views, processes=n).whole for n in (1, 7))
+    lines = list(dry_run(recipe, toys, nano, False, False))
+    assert lines[3].startswith(f"time     {clock(spent.whole(busiest))} with 7 processes: ")
+    assert f"the busiest sees {busiest.encoded:,.0f} of the views" in lines[3]
+    assert f"{alone.encoded:,.0f} views seen" in lines[0]
+    assert spent.whole(alone) / 7 < 0.7 * spent.whole(busiest)  # two degraded images go to two processes at most
 
 
 def test_calibration_grows_with_the_work(nano: OwlJudge, toys: ImageSet) -> None:
