@@ -2,6 +2,7 @@
 
     python scripts/bench.py                                    # the embedded judge on a CPU, a few minutes
     python scripts/bench.py --device cuda --architecture 7b    # random weights of the released shape, drawn on the GPU
+    python scripts/bench.py --architecture 7b --parts votes --group 6 --pairs 1 --repeats 1  # on a CPU: an hour
 
 Writes docs/results/performance.json and a table of it, performance.md; another architecture than nano has its name in
 theirs. Parts: votes, step, score, scaling, hardware, memory, profile; processes (needs idle cores) is run when named.
@@ -60,8 +61,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
 class Bench:
     """A judge, and images fitted for it: the examples, or noise where the judge is random."""
 
-    def __init__(self, judge: OwlJudge, pairs: int, group: int = GROUP) -> None:
-        self.judge, self.slow_pairs, self.group, self.device = judge, pairs, group, judge.device
+    def __init__(self, judge: OwlJudge, pairs: int, group: int = GROUP, repeats: int = 3) -> None:
+        self.judge, self.slow_pairs, self.group, self.repeats = judge, pairs, group, repeats
+        self.device = judge.device
         rng = np.random.default_rng(0)
         if judge.id == NANO:
             chosen = [EXAMPLES[k] for k in rng.permutation(len(EXAMPLES))]
@@ -75,7 +77,7 @@ class Bench:
         judge, question = self.judge, self.judge.family.compare[0]
         judge.attach(None)
         pairs = pairs_of(np.arange(self.group))
-        seconds, labels = self.timed(lambda: self._ours(1), repeats=3)
+        seconds, labels = self.timed(lambda: self._ours(1), self.repeats, warm=self.repeats > 1)
         ours = {(x.a, x.b): x.share for x in labels}
         chosen = pairs[np.random.default_rng(1).permutation(len(pairs))[: self.slow_pairs]]
         pixels = to_pixels(judge, self.images[: self.group])
@@ -377,6 +379,8 @@ def main() -> None:
     parser.add_argument("--architecture", choices=("nano", "tiny", "7b"), default="nano")
     parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}")
     parser.add_argument("--pairs", type=int, default=SLOW_PAIRS, help="pairs asked the straightforward ways")
+    parser.add_argument("--group", type=int, default=GROUP, help="images that are compared with each other")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of our votes; of several the fastest counts")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder")
     parser.add_argument("--score-and-exit", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -388,13 +392,12 @@ def main() -> None:
     if args.architecture == "nano":
         judge = load_judge(NANO, None, "auto", "float32", args.device)
     else:
-        judge = plain.random_judge(
-            args.architecture, torch.bfloat16 if device.type == "cuda" else torch.float32, device
-        )
+        small = args.architecture == "tiny" and device.type == "cpu"
+        judge = plain.random_judge(args.architecture, torch.float32 if small else torch.bfloat16, device)
     others = () if args.architecture == "nano" else ("score", "scaling")  # a random judge reads no files
     usual = [part for part in PARTS if part not in ("processes", *others)]
     parts = args.parts.split(",") if args.parts else usual
-    bench = Bench(judge, args.pairs)
+    bench = Bench(judge, args.pairs, args.group, args.repeats)
     found: dict[str, Any] = {
         "judge": f"{judge.id}@{judge.revision}", "dtype": str(judge.model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, one thread",

@@ -31,7 +31,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# Speed and memory",
         "",
-        "Made by `python scripts/bench.py`, which says how; performance.json has every number. Ratios are within one",
+        "Made by `python scripts/bench.py`, which says how; the file beside it has every number. Ratios are within one",
         "process on the same images and judge, so they say more than the times, which are those of one machine. On a",
         "CPU times are those that the process computed, with one thread of torch, so that other work does not count.",
         "",
