@@ -157,6 +157,13 @@ class RunFiles:
         return self.record.get("kind") == "train"
 
     @property
+    def objectives(self) -> dict[str, str]:
+        """What steps were trained on, in words, with the objective there; two where human scores were mixed in."""
+        pseudo = {} if self.supervised else {"the pseudo-labels of the round": self.recipe.train.objective}
+        human = {"human scores": self.recipe.mos.objective} if self.record.get("train_mos") else {}
+        return pseudo | human
+
+    @property
     def heldout(self) -> int:
         """How many images only the gate sees."""
         return sum(row["role"] == "heldout" for row in self.images)

@@ -31,6 +31,7 @@ from evoprompt.images import scan_images
 from evoprompt.lifecycle import evolve
 from evoprompt.pictures import read_prompt, with_prompt
 from evoprompt.prompts import PixelPrompt, PromptConfig
+from evoprompt.recipe_files import load_recipe
 from evoprompt.report import verdict, write_report
 from evoprompt.runs import write_json
 
@@ -343,6 +344,32 @@ def test_recipe_differences_are_those_to_the_defaults(run: Path) -> None:
     text = _page(run)[0]
     assert "<td><code>train.steps</code></td><td>60</td><td>4</td>" in text
     assert "<code>train.gamma</code>" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "objectives", "given", "axis", "learnt"),
+    [
+        ({}, {}, "24 unlabelled images, judge", ">fidelity loss, 0 to 1<", "the pseudo-labels of the round (fidelity)"),
+        ({}, {"train.objective": "grpo"}, "24 unlabelled images, judge", ">grpo loss<", "of the round (grpo)"),
+        (
+            {"kind": "train", "train_mos": "MOS of 24 images (ab)"}, {"mos.objective": "mse"},
+            "24 images with human scores, judge", ">mse loss<", "On human scores (mse)",
+        ),
+        (
+            {"train_mos": "MOS of 9 images (ab)"}, {}, "24 unlabelled images and MOS of 9 images (ab)", ">loss<",
+            "the pseudo-labels of the round (fidelity) or human scores (fidelity)",
+        ),
+    ],
+)  # fmt: skip
+def test_the_page_says_what_was_trained_on_and_by_which_loss(
+    run: Path, changes: dict[str, str], objectives: dict[str, str], given: str, axis: str, learnt: str
+) -> None:
+    _record(run, **changes)
+    recipe = load_recipe(run / "recipe.yaml", [f"{key}={value}" for key, value in objectives.items()])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    text, _ = _page(run)
+    assert given in text and axis in text and learnt in text
+    assert ("The gate goes by human scores instead" in text) == (changes.get("kind") == "train")
 
 
 def test_a_report_is_written_without_torch(run: Path) -> None:
