@@ -22,7 +22,7 @@ from conftest import ScriptedJudge, write_toy_images
 from PIL import Image
 from pyarrow import parquet, table
 
-from evoprompt.charts import Line, line_chart
+from evoprompt.charts import WIDE, Line, interval_chart, line_chart
 from evoprompt.config import LadderConfig, PairsConfig, PixelConfig, Recipe, TrainConfig, VoteConfig
 from evoprompt.errors import RunError
 from evoprompt.findings import MEASURES, worries
@@ -434,3 +434,14 @@ def test_values_that_are_not_numbers_are_not_drawn() -> None:
 def test_noise_is_not_blown_up_to_the_height_of_the_chart() -> None:
     heights = _heights(line_chart([Line("x", [0, 1], [0.500, 0.501])], "r", "v", span=0.1))
     assert 0 < heights[0] - heights[1] < 3
+
+
+def test_long_names_of_rows_stay_inside_the_drawing() -> None:
+    names = ["bare judge", "runs/2026-01/photographs-of-the-harbour (CONTROL)", "x" * 500 + "/the-end"]
+    svg = interval_chart(names, [("SRCC", [(0.5, 0.4, 0.6)] * 3)], "SRCC")
+    shown = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="tick end">([^<]*)<', svg)
+    assert [text for _, text in shown][:2] == names[:2] and re.fullmatch("…x+/the-end", shown[2][1])
+    widest = 6.6  # px a letter of 11 px takes in a wide font
+    assert all(float(right) - widest * len(text) > 0 for right, text in shown)
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)]
+    assert len(places) == 3 and all(float(shown[0][0]) < x < WIDE for x in places)
