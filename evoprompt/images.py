@@ -351,7 +351,7 @@ class Listing:
         self._sources = sources
 
     def __len__(self) -> int:
-        return int(self._table.execute("SELECT COUNT(*) FROM found").fetchone()[0])
+        return self._table.total_changes  # rows are only added; counting them would read all of them every time
 
     def paths(self) -> Iterator[Path]:
         """The paths alone."""
