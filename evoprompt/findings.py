@@ -159,9 +159,12 @@ class RunFiles:
     @property
     def objectives(self) -> dict[str, str]:
         """What steps were trained on, in words, with the objective there; two where human scores were mixed in."""
-        pseudo = {} if self.supervised else {"the pseudo-labels of the round": self.recipe.train.objective}
-        human = {"human scores": self.recipe.mos.objective} if self.record.get("train_mos") else {}
-        return pseudo | human
+        found: dict[str, str] = {}
+        if not self.supervised:
+            found["the pseudo-labels of the round"] = self.recipe.train.objective
+        if self.record.get("train_mos"):
+            found["human scores"] = self.recipe.mos.objective
+        return found
 
     @property
     def heldout(self) -> int:
