@@ -240,6 +240,16 @@ def test_worries_are_told_in_the_verdict_and_marked_in_the_page(run: Path) -> No
     assert '<span class="worry">0.610 (worry)</span>' in _page(run)[0]
 
 
+def test_too_few_steps_are_said_to_be_too_few(run: Path) -> None:
+    names = ("ladder_vote_accuracy", "ladder_rate_accuracy", "ladder_compare_accuracy")
+    _change(run, 1, **{f"health/{name}": 1.0 for name in names}, **{"health/ladder_steps": 2})
+    worry = next(line for line in verdict(run) if line.startswith("worry"))
+    assert "ladder_vote_accuracy 1 (too few steps to tell)" in worry and "coin" not in worry
+    _change(run, 1, **{"health/ladder_vote_accuracy": 0.5, "health/ladder_steps": 40})
+    worry = next(line for line in verdict(run) if line.startswith("worry"))
+    assert "ladder_vote_accuracy 0.5 (not clearly better than a coin" in worry
+
+
 def test_a_measure_that_could_not_be_taken_is_left_empty(run: Path) -> None:
     for number in (0, 1, 2):
         _change(run, number, **{"health/position_bias": float("nan"), "health/swap_consistency": float("nan")})
