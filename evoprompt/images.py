@@ -334,8 +334,8 @@ class Listing:
         sources = [single for source in sources for single in containers.expanded(source)]
         absent = [str(s) for s in sources if not (containers.is_hub(s) or s.exists() or containers.exists(s))]
         if absent or not sources:
-            problem = f"no such folder, image or CSV file: {listed(absent)}" if absent else "no image source was named"
-            raise DataError(f"{problem}. Name folders, image files or CSV files with an image column.")
+            problem = f"no such folder, image or table: {listed(absent)}" if absent else "no image source was named"
+            raise DataError(f"{problem}. Name folders, images, tables with an image column, or tar files.")
         self._table = sqlite3.connect("")
         # Folders are listed in any order and sorted here; lists keep theirs.
         self._table.execute("CREATE TABLE found (source INT, place INT, name BLOB, path BLOB)")

@@ -91,7 +91,7 @@ def test_a_tar_file_that_cannot_be_read_at_random_is_refused(damage: str, tmp_pa
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     shard(tmp_path / "set-0.tar", range(2))
-    with pytest.raises(DataError, match=r"no such folder, image or CSV file: .*set-1\.tar"):
+    with pytest.raises(DataError, match=r"no such folder, image or table: .*set-1\.tar"):
         scan_images([tmp_path / "set-{0..1}.tar"])
 
 
