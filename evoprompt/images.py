@@ -334,8 +334,8 @@ class Listing:
         sources = [single for source in sources for single in containers.expanded(source)]
         absent = [str(s) for s in sources if not (containers.is_hub(s) or s.exists() or containers.exists(s))]
         if absent or not sources:
-            problem = f"no such folder, image or CSV file: {listed(absent)}" if absent else "no image source was named"
-            raise DataError(f"{problem}. Name folders, image files or CSV files with an image column.")
+            problem = f"no such folder, image or table: {listed(absent)}" if absent else "no image source was named"
+            raise DataError(f"{problem}. Name folders, images, tables with an image column, or tar files.")
         self._table = sqlite3.connect("")
         # Folders are listed in any order and sorted here; lists keep theirs.
         self._table.execute("CREATE TABLE found (source INT, place INT, name BLOB, path BLOB)")
@@ -351,7 +351,7 @@ class Listing:
         self._sources = sources
 
     def __len__(self) -> int:
-        return int(self._table.execute("SELECT COUNT(*) FROM found").fetchone()[0])
+        return self._table.total_changes  # rows are only added; counting them would read all of them every time
 
     def paths(self) -> Iterator[Path]:
         """The paths alone."""

@@ -50,7 +50,12 @@ with_track = combine(
     type=PATH,
     help="Folder (searched to its bottom), image, table of images, tar file, hf:DATASET (docs/data.md); repeatable.",
 )
-@click.option("--train-mos", multiple=True, type=PATH, help="CSV of images and human scores to mix in; repeatable.")
+@click.option(
+    "--train-mos",
+    multiple=True,
+    type=PATH,
+    help="Table or folder of images with human scores (docs/data.md) to mix in; repeatable.",
+)
 @click.option(
     "--control",
     default="none",
@@ -73,7 +78,11 @@ def evolve(ctx: click.Context, /, sources: tuple[Path, ...], **options: Any) -> 
 
 @click.command()
 @click.option(
-    "--train-mos", required=True, multiple=True, type=PATH, help="CSV of images and human scores; repeatable."
+    "--train-mos",
+    required=True,
+    multiple=True,
+    type=PATH,
+    help="Table or folder of images with human scores (docs/data.md); repeatable.",
 )
 @with_recipe
 @with_run

@@ -495,7 +495,7 @@ def test_a_folder_without_images_names_the_known_kinds(tmp_path: Path) -> None:
 
 
 def test_all_sources_that_do_not_exist_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such folder, image or CSV file: .*one; .*two\. Name folders"):
+    with pytest.raises(DataError, match=r"no such folder, image or table: .*one; .*two\. Name folders"):
         scan_images([tmp_path / "one", tmp_path, tmp_path / "two"])
 
 

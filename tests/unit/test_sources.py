@@ -64,6 +64,16 @@ def test_a_list_of_shards_and_folders_in_a_text_file(tmp_path: Path) -> None:
     assert colours(scan_images([tmp_path / "list.txt"])) == [0, 1, 9]
 
 
+def test_how_many_images_there_are_is_not_counted_again(tmp_path: Path) -> None:
+    for k in range(3):
+        shard(tmp_path / f"set-{k}.tar", range(4 * k, 4 * k + 4))
+    found = images.Listing([tmp_path / "set-{0..2}.tar"])
+    queries: list[str] = []
+    found._table.set_trace_callback(queries.append)
+    assert [len(found) for _ in found] == [12] * 12
+    assert len([query for query in queries if query.startswith("SELECT")]) == 1, queries
+
+
 @pytest.mark.parametrize("damage", ["cut", "gz", "text"])
 def test_a_tar_file_that_cannot_be_read_at_random_is_refused(damage: str, tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", range(3))
@@ -81,7 +91,7 @@ def test_a_tar_file_that_cannot_be_read_at_random_is_refused(damage: str, tmp_pa
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     shard(tmp_path / "set-0.tar", range(2))
-    with pytest.raises(DataError, match=r"no such folder, image or CSV file: .*set-1\.tar"):
+    with pytest.raises(DataError, match=r"no such folder, image or table: .*set-1\.tar"):
         scan_images([tmp_path / "set-{0..1}.tar"])
 
 
