@@ -18,7 +18,7 @@ from evoprompt.catalogue import ImageRecord, index_file
 from evoprompt.containers import exists, locate
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import check_images, unreadable
-from evoprompt.naming import KNOWN, reference_key, scale_of
+from evoprompt.naming import KNOWN, reference_of, scale_of
 from evoprompt.readers import Reading, pick, understand
 from evoprompt.splits import Split, read_split, split_file, torn
 
@@ -275,8 +275,8 @@ def _records(
     if problems:
         raise unreadable(problems, len(named), f"Replace them, or remove their rows from {reading.path}.")
     if reading.grouping == "reference" and reading.groups is not None:
-        keys = [reference_key(reading.dataset, group) for group in reading.groups]
-        records = [replace(record, reference=key) for record, key in zip(records, keys, strict=True)]
+        told = zip(records, reading.groups, strict=True)
+        records = [replace(record, reference=reference_of(record.name, group)) for record, group in told]
     return tuple(records), notes
 
 

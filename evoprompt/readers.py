@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.naming import KNOWN, known_by_word, parse_names, scale_of, slipped
-from evoprompt.tables import IMAGE_COLUMNS, Table, image_folders, read_table
+from evoprompt.tables import IMAGE_COLUMNS, REFERENCE_COLUMNS, Table, image_folders, read_table
 
 SCORE_COLUMNS = ("mos", "gt_score", "dmos", "mos_quality")
 """Accepted headers of the human score, in order of precedence; upper and lower case are the same."""
 
 STD_COLUMNS = ("std", "sd", "mos_std", "std_quality", "dmos_std")
 """Accepted headers of the ratings' standard deviation. Not "var": in some sets it holds variances, in KADID-10k not."""
-
-REFERENCE_COLUMNS = ("reference", "ref_name", "ref_img", "ref_img_path", "hq_name", "ref", "source")
-"""Accepted headers of the undistorted image that an image was made from."""
 
 TEXT_COLUMNS = ("prompt", "text_prompt")
 """Accepted headers of the text that an image was generated from."""
