@@ -190,7 +190,7 @@ def content(path: Path) -> bytes:
     container = _container(path)
     if container is None:
         return path.read_bytes()
-    if container.suffix == ".tar":
+    if container.suffix.lower() == ".tar":
         start, size = path.relative_to(container).parts[0].split("-")
         with container.open("rb") as file:
             file.seek(int(start))
@@ -208,7 +208,7 @@ def exists(path: Path) -> bool:
     """Whether the file is there in which an image lies; of a data set, whether it can be opened."""
     if is_hub(path):
         return bool(_opened(path.as_posix().rsplit("/", 1)[0]))
-    return (_container(path) or path).is_file()
+    return os.path.isfile(_container(path) or path)  # unlike Path.is_file, no error where a name is too long
 
 
 def locate(name: str, folders: Sequence[Path]) -> Path:
@@ -217,15 +217,14 @@ def locate(name: str, folders: Sequence[Path]) -> Path:
 
 
 def stamp(path: Path) -> str:
-    """A text that changes with the file in which an image lies: its size and time of change.
-
-    Raises:
-        OSError: It is not there.
-    """
+    """A text that changes with the file in which an image lies: its size and time of change; empty where not known."""
     if is_hub(path):
         return str(_opened(path.as_posix().rsplit("/", 1)[0])[1]._fingerprint)
-    about = (_container(path) or path).stat()
-    return f"{about.st_size}-{about.st_mtime_ns}"
+    try:
+        about = (_container(path) or path).stat()
+    except OSError:
+        return ""
+    return f"{about.st_size}-{about.st_mtime_ns}" if str(path).isprintable() else ""
 
 
 def absolute(path: Path) -> Path:
@@ -236,7 +235,7 @@ def absolute(path: Path) -> Path:
 def _container(path: Path) -> Path | None:
     """The tar or Parquet file that an image lies in, by the shape of its path."""
     for parent in list(path.parents)[:2]:
-        if parent.suffix in (".tar", ".parquet") and parent.is_file():
+        if parent.suffix.lower() in (".tar", ".parquet") and os.path.isfile(parent):
             return parent
     return None
 

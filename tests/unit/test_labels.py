@@ -144,6 +144,13 @@ def test_all_missing_images_are_named_with_where_they_were_looked_for(folder: Pa
     assert f"looked in {folder} and {folder / 'images'}." in message
 
 
+def test_a_name_too_long_for_a_file_is_missing(folder: Path) -> None:
+    path = table(folder, f"image,mos\na.png,1\n{'x' * 300}.png,2\n")
+    assert f"names 1 of 2 images that are not there: {'x' * 300}.png; looked in" in refusal(path)
+    with pytest.raises(DataError, match=r"x\.png \(file name too long\)"):
+        scan_images([path])
+
+
 def test_all_unreadable_images_are_named(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"")
     (folder / "b.png").write_text("no image")
