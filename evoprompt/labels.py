@@ -5,10 +5,11 @@ Evolution never imports this module's labels: what it may know of them is a func
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from evoprompt.images import check_images, unreadable
 from evoprompt.naming import KNOWN, reference_of, scale_of
 from evoprompt.readers import Reading, pick, understand
 from evoprompt.splits import Split, read_split, split_file, torn
+from evoprompt.tracking import Console
 
 _REFERENCES = ("", "images", "reference_images", "src_imgs", "refimgs", "../Train_Ref", "Train_Ref")
 
@@ -188,6 +190,24 @@ def read_labels(
     return labels.of_part(part) if part else labels
 
 
+def open_labels(path: Path, console: Console, **how: Any) -> Labels:
+    """`read_labels` for a command: with progress, and with a line for everything people should know of the file.
+
+    Args:
+        path: As for `read_labels`.
+        console: Where it is said.
+        how: `images`, `lower_better` and `column` of `read_labels`.
+
+    Raises:
+        DataError: As `read_labels`.
+    """
+    with console.counted("labels") as progress:
+        labels = read_labels(path, progress=progress, **how)
+    for note in labels.notes:
+        console.say(f"note     {labels.path}: {note}")
+    return labels
+
+
 def with_split(labels: Labels, split: Split) -> Labels:
     """The labels under another split."""
     return replace(labels, split=tuple(split.parts[sha] for sha in labels.sha256), how=split.how)
@@ -293,12 +313,39 @@ def find_named(
     missing = [name for name, path in named if not exists(path)]
     if not missing:
         return named, [], folders, ()
-    # Some sets write names in another case than their files have.
-    files = {file.name.lower(): file for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    again = {name: files[name.lower()] for name in missing if name.lower() in files}
+    again = _written_otherwise(missing, folders)
     named = [(name, again.get(name, path)) for name, path in named]
-    note = f"{len(again)} images were found under names in another case" if again else ""
-    return named, [name for name in missing if name not in again], folders, (note,) if note else ()
+    note = f"{counted(len(again), 'image')} found under names in another case, or with accents written another way"
+    return named, [name for name in missing if name not in again], folders, (note,) if again else ()
+
+
+def _written_otherwise(names: Sequence[str], folders: Sequence[Path]) -> dict[str, Path]:
+    """Images whose names differ from those of their files in upper and lower case, or in how Unicode writes an accent.
+
+    Some sets name files in another case than they have; archives made on a Mac write an accent after its letter. A name
+    that two files of one folder could have stays missing.
+    """
+    alike: dict[Path, dict[str, list[Path]]] = {}
+
+    def inside(folder: Path, part: str) -> list[Path]:
+        if folder not in alike:
+            alike[folder] = defaultdict(list)
+            for file in folder.iterdir() if folder.is_dir() else ():
+                alike[folder][_folded(file.name)].append(file)
+        return alike[folder].get(_folded(part), [])
+
+    def below(folder: Path, name: str) -> list[Path]:
+        places = [folder]
+        for part in PurePosixPath(name).parts:
+            places = [file for place in places for file in inside(place, part)]
+        return [place for place in places if place.is_file()]
+
+    first = {name: next(filter(None, (below(folder, name) for folder in folders)), []) for name in names}
+    return {name: files[0] for name, files in first.items() if len(files) == 1}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def overlap(of: Sequence[str], among: Collection[str]) -> list[int]:
