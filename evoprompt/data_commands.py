@@ -63,7 +63,7 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
     from collections import Counter
 
     from evoprompt.errors import DataError, counted
-    from evoprompt.labels import read_labels, with_split
+    from evoprompt.labels import open_labels, with_split
     from evoprompt.splits import make_split, read_split, split_file, write_split
     from evoprompt.tracking import Console
 
@@ -71,8 +71,7 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
         raise DataError(
             f"--val {val:g} and --test {test:g} leave nothing to train on. Give shares that sum to below 1."
         )
-    with Console().counted("labels") as progress:
-        labels = read_labels(path, images=images, progress=progress)
+    labels = open_labels(path, Console(), images=images)
     target = out or split_file(labels.path)
     if target.exists():
         found = read_split(target, labels.sha256)

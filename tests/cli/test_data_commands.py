@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_sets import agiqa, csiq, kadid, koniq, pictures, write
 
 from evoprompt.cli import main
+from evoprompt.errors import JudgeError
 
 
 def run(*arguments: object) -> Result:
@@ -151,3 +152,36 @@ def test_a_very_large_and_a_tiny_image_are_told(tmp_path: Path) -> None:
     result = run("check", tmp_path)
     assert lines(result)["unreadable"] == "1: wide.png (20000 x 700 pixels, edges may have 16384)"
     assert lines(result)["pixels"] == "1 to 1 wide, 1 to 1 high"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "none", "--eval-mos", "TABLE"),
+        ("compare", "none", "--eval-mos", "TABLE"),
+        ("continual", "none", "--eval-mos", "TABLE"),
+        ("study", "--eval-mos", "TABLE", "-o", "OUT"),
+        ("train", "--train-mos", "TABLE", "-o", "OUT"),
+        ("evolve", "--unlabeled", "OTHER", "--train-mos", "TABLE", "-o", "OUT"),
+        ("evolve", "--unlabeled", "OTHER", "--eval-mos", "TABLE", "-o", "OUT"),
+        ("data", "split", "TABLE"),
+    ],
+)
+def test_how_scores_were_understood_is_told_once_before_a_judge_is_loaded(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_here(*arguments: object) -> None:
+        raise JudgeError("no judge is loaded here")
+
+    monkeypatch.setattr("evoprompt.scoring.judge_for", none_here)
+    monkeypatch.setattr("evoprompt.session.load_judge", none_here)
+    names = [f"{k}.png" for k in range(8)]
+    pictures(tmp_path / "set", names)
+    pictures(tmp_path / "other", ["a.jpg", "b.jpg", "c.jpg"])
+    rows = "".join(f"{name},{1 + k / 2},{20 + k},{k % 4}\n" for k, name in enumerate(names))
+    table = write(tmp_path / "set" / "list.csv", "image,mos,std,level\n" + rows)
+    places = {"TABLE": table, "OTHER": tmp_path / "other", "OUT": tmp_path / "run"}
+    result = CliRunner().invoke(main, [str(places.get(word, word)) for word in words])
+    assert result.exit_code == (0 if words[0] == "data" else 2), result.output
+    assert result.stderr.count(f"note     {table}: its deviations are on another scale than its scores") == 1
+    assert result.stderr.count(f"note     {table}: its scores rise with the level of distortion") == 1
