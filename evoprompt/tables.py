@@ -158,6 +158,15 @@ def embedded_column(path: Path) -> str | None:
     return None
 
 
+def headers(path: Path) -> tuple[str, ...]:
+    """The header cells of a table, without its rows.
+
+    Raises:
+        DataError: As `read_table`, of the header.
+    """
+    return _open(path)[0]
+
+
 def reference_cells(path: Path) -> Iterator[str]:
     """Reference images of a Parquet file that holds images, row by row: empty texts where no column tells."""
     from pyarrow import parquet
