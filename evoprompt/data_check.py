@@ -15,7 +15,7 @@ from evoprompt.catalogue import ImageRecord, index_file
 from evoprompt.containers import is_hub
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import check_images, scan_images
-from evoprompt.labels import find_named
+from evoprompt.labels import find_named, repeated
 from evoprompt.naming import KNOWN, scale_of
 from evoprompt.readers import SCORE_COLUMNS, Reading, find_table, understand
 from evoprompt.splits import PARTS, read_split, split_file, torn
@@ -133,7 +133,8 @@ def check_scores(
     named, missing, folders, notes = find_named(reading, images)
     there = [(name, file) for name, file in named if name not in set(missing)]
     records, bad = check_images(there, progress, index_file([reading.path]))
-    repeated = [f"{name} ({n} rows)" for name, n in Counter(reading.names).items() if n > 1]
+    again = Counter(reading.names[first] for first, _ in repeated(named))
+    repeats = [f"{name} ({n + 1} rows)" for name, n in again.items()]
     contents = Counter(record.sha256 for record in records)
     doubles = sum(n - 1 for n in contents.values())
     facts: dict[str, Any] = {
@@ -142,7 +143,7 @@ def check_scores(
         "rows": len(reading.names),
         "missing": missing,
         "unreadable": [f"{name} ({reason})" for name, reason in bad],
-        "repeated_names": repeated,
+        "repeated_names": repeats,
         "duplicates": doubles,
         **_scale(reading, lower_better),
         **_structure(reading),
@@ -158,11 +159,11 @@ def check_scores(
         ("images", f"{len(named)} named, {len(records)} readable, {doubles} with the content of another"),
         ("missing", f"{_counted(missing)}{'; looked in ' + listed([str(f) for f in folders], 9) if missing else ''}"),
         ("unreadable", _counted(facts["unreadable"])),
-        ("repeated", _counted(repeated)),
+        ("repeated", _counted(repeats)),
         ("pixels", _pixels(facts)),
         *(("note", note) for note in facts["notes"]),
     ]
-    problems = len(missing) + len(bad) + len(repeated)
+    problems = len(missing) + len(bad) + len(repeats)
     again = "put right what is missing, unreadable or repeated, and check again"
     lines.append(("next", again if problems else f"evoprompt evaluate PROMPT --eval-mos {shlex.quote(str(path))}"))
     return Checked(facts=facts, lines=lines, problems=problems)

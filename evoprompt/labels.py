@@ -5,6 +5,7 @@ Evolution never imports this module's labels: what it may know of them is a func
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -179,7 +180,6 @@ def read_labels(
     file, part, where = _selected(path)
     is_column = bool(where) and not Path(where).is_file()
     reading = understand(file, column=column, split_column=where if is_column else None)
-    _refuse_repeats(reading)
     records, notes = _records(reading, images, progress)
     labels = _labels(reading, records, notes, lower_better)
     if is_column:
@@ -266,13 +266,23 @@ def _references(reading: Reading) -> tuple[Path | None, ...] | None:
     return tuple(found[name] for name in reading.groups)
 
 
-def _refuse_repeats(reading: Reading) -> None:
-    first: dict[str, str] = {}
-    repeats = []
-    for name, place in zip(reading.names, reading.places, strict=True):
-        if first.setdefault(name, place) != place:
-            kind = place.split()[0]
-            repeats.append(f"{name} ({kind}s {first[name].split()[-1]} and {place.split()[-1]})")
+def repeated(named: Sequence[tuple[str, Path]]) -> list[tuple[int, int]]:
+    """(first row, later row) of images that are named more than once, also as ``a.png`` and ``./a.png``.
+
+    Args:
+        named: (name, path) of every image.
+    """
+    first: dict[str, int] = {}
+    rows = [(first.setdefault(os.path.normpath(path), row), row) for row, (_, path) in enumerate(named)]
+    return [(one, other) for one, other in rows if one != other]
+
+
+def _refuse_repeats(reading: Reading, named: Sequence[tuple[str, Path]]) -> None:
+    places = [place.split() for place in reading.places]
+    repeats = [
+        f"{reading.names[other]} ({places[other][0]}s {places[one][-1]} and {places[other][-1]})"
+        for one, other in repeated(named)
+    ]
     if repeats:
         raise DataError(
             f"{reading.path} has {counted(len(repeats), 'row')} for images it already named: {listed(repeats)}. "
@@ -285,6 +295,7 @@ def _records(
 ) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
     """The images, checked, and what to say about where they were found."""
     named, missing, folders, notes = find_named(reading, images)
+    _refuse_repeats(reading, named)
     if missing:
         looked = " and ".join(str(folder) for folder in folders)
         raise DataError(

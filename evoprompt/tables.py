@@ -49,8 +49,12 @@ class Table:
     place: str = "line"
 
     def find(self, accepted: Sequence[str]) -> int | None:
-        """Position of the column whose header comes first in `accepted`, or None when there is none."""
-        return _find(self.columns, accepted)
+        """Position of the column whose header comes first in `accepted`, or None when there is none.
+
+        Raises:
+            DataError: Two columns have that header.
+        """
+        return _find(self.path, self.columns, accepted)
 
     def require(self, accepted: Sequence[str], what: str) -> int:
         """Like `find`, for a column that must be there.
@@ -60,7 +64,7 @@ class Table:
             what: What the column holds, for the message ("the human score").
 
         Raises:
-            DataError: No column has an accepted header.
+            DataError: No column has an accepted header, or two have the first that is there.
         """
         return _require(self.path, self.columns, accepted, what)
 
@@ -120,7 +124,7 @@ def image_rows(path: Path) -> Iterator[tuple[str, str]]:
     """
     columns, rows, place = _open(path)
     position = _require(path, columns, IMAGE_COLUMNS, "the image's file name")
-    reference = _find(columns, REFERENCE_COLUMNS)
+    reference = _find(path, columns, REFERENCE_COLUMNS)
     ragged, unnamed, count = [], [], 0
     for line, cells in rows:
         if len(cells) != len(columns):
@@ -173,7 +177,7 @@ def reference_cells(path: Path) -> Iterator[str]:
 
     file = parquet.ParquetFile(path)
     names = file.schema_arrow.names
-    position = _find(names, REFERENCE_COLUMNS)
+    position = _find(path, names, REFERENCE_COLUMNS)
     if position is None:
         yield from repeat("", file.metadata.num_rows)
         return
@@ -295,13 +299,18 @@ def _xlsx(path: Path) -> tuple[tuple[str, ...], _Rows]:
     return tuple(header[k] for k in used), ((row, [cells[k] for k in used]) for row, cells in body)
 
 
-def _find(columns: Sequence[str], accepted: Sequence[str]) -> int | None:
-    headers = [column.lower() for column in columns]
-    return next((headers.index(name) for name in accepted if name in headers), None)
+def _find(path: Path, columns: Sequence[str], accepted: Sequence[str]) -> int | None:
+    there = [column.lower() for column in columns]
+    name = next((name for name in accepted if name in there), None)
+    if name is None:
+        return None
+    if there.count(name) > 1:
+        raise DataError(f"{path} has {there.count(name)} columns '{name}'. Keep one, or rename the others.")
+    return there.index(name)
 
 
 def _require(path: Path, columns: Sequence[str], accepted: Sequence[str], what: str) -> int:
-    position = _find(columns, accepted)
+    position = _find(path, columns, accepted)
     if position is None:
         others = ", ".join(f"'{name}'" for name in accepted[1:])
         also = f" (or {others})" if others else ""
