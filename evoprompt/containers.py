@@ -163,7 +163,11 @@ def _opened(source: str) -> tuple[str, Any]:
     features = parts[split].features
     images = [key for key, feature in features.items() if isinstance(feature, Image)]
     column = _chosen(column, images if not column else list(features), f"data set '{name}'", "image column")
-    rows = parts[split].select_columns([column]).cast_column(column, Image(decode=False))
+    try:
+        rows = parts[split].select_columns([column]).cast_column(column, Image(decode=False))
+    except (RuntimeError, TypeError, ValueError) as error:  # as pyarrow's own are
+        others = f"columns of images are: {listed(images, 10) or 'none'}"
+        raise DataError(f"column '{column}' of data set '{name}' holds no images; {others}. {_HOW}.") from error
     where = folder.resolve().as_posix() if folder.exists() else name
     full = HUB + ":".join([where, split, column, *([configuration] if configuration else [])])
     return full, rows
@@ -269,7 +273,7 @@ def _cell(row: dict[str, Any]) -> bytes:
     if isinstance(cell, dict):
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
-        return Path(cell["path"]).read_bytes()
+        cell = Path(cell["path"]).read_bytes() if cell.get("path") else None
     if cell is None:
         raise FileNotFoundError(2, "No such file or directory")
     return bytes(cell)

@@ -12,6 +12,7 @@ import math
 import os
 import sqlite3
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVI
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
 _BICUBIC = Image.Resampling.BICUBIC
+# Large images are accepted on purpose up to MAX_EDGE; beyond twice what Pillow warns of, it refuses, and so do we.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _WORKERS = 4
 _WINDOW = 256  # files that are being read or wait for it
 _UPRIGHT = {

@@ -125,8 +125,9 @@ def test_a_saved_data_set_is_read_by_split_and_column(tmp_path: Path, monkeypatc
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"picture": datasets.Image(), "thumb": datasets.Image(), "n": datasets.Value("int64")})
+    features["about"] = {"text": datasets.Value("string")}
     rows = {"picture": [{"bytes": picture(k), "path": None} for k in range(3)], "n": list(range(3))}
-    rows["thumb"] = rows["picture"]
+    rows |= {"thumb": rows["picture"], "about": [{"text": "a"}] * 3}
     parts = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
     parts.save_to_disk(tmp_path / "set")
     found = scan_images([Path(f"hf:{tmp_path / 'set'}:train:picture")])
@@ -138,6 +139,10 @@ def test_a_saved_data_set_is_read_by_split_and_column(tmp_path: Path, monkeypatc
         scan_images([Path(f"hf:{tmp_path / 'set'}:test")])
     with pytest.raises(DataError, match=r"no image column 'photo'"):
         scan_images([Path(f"hf:{tmp_path / 'set'}:train:photo")])
+    with pytest.raises(DataError, match=r"^column 'n' of data set .* holds no images; .* are: picture; thumb\. Write"):
+        scan_images([Path(f"hf:{tmp_path / 'set'}:train:n")])
+    with pytest.raises(DataError, match=r"00000000 \(missing\)"):
+        scan_images([Path(f"hf:{tmp_path / 'set'}:train:about")])
 
 
 def test_a_folder_of_a_data_set_is_read_as_the_hub_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
