@@ -133,8 +133,8 @@ def check_scores(
     named, missing, folders, notes = find_named(reading, images)
     there = [(name, file) for name, file in named if name not in set(missing)]
     records, bad = check_images(there, progress, index_file([reading.path]))
-    again = Counter(reading.names[first] for first, _ in repeated(named))
-    repeats = [f"{name} ({n + 1} rows)" for name, n in again.items()]
+    twice = Counter(reading.names[first] for first, _ in repeated(named))
+    repeats = [f"{name} ({n + 1} rows)" for name, n in twice.items()]
     contents = Counter(record.sha256 for record in records)
     doubles = sum(n - 1 for n in contents.values())
     facts: dict[str, Any] = {
