@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evoprompt import images
 from evoprompt.errors import DataError
 from evoprompt.images import (
     FITS,
@@ -392,6 +395,16 @@ def test_the_most_extreme_accepted_shape_fits(fit: str) -> None:
 
 
 # Finding
+
+
+@pytest.mark.parametrize(("limit", "message"), [(20, ""), (10, "more pixels than Pillow's safety limit")])
+def test_a_large_image_is_read_without_a_warning_or_refused(limit: int, message: str, tmp_path: Path) -> None:
+    Image.new("RGB", (6, 5)).save(tmp_path / "large.png")  # beyond the limit, and for 10 beyond twice the limit
+    text = f"from PIL import Image; Image.MAX_IMAGE_PIXELS = {limit}; from evoprompt.images import check_images; "
+    text += "from pathlib import Path; print(check_images([('large.png', Path('large.png'))])[1])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(images.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.strip() == (f"[('large.png', \"{message}\")]" if message else "[]")
 
 
 def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(tmp_path: Path) -> None:
