@@ -2,6 +2,7 @@
 
     python scripts/bench.py                                    # the embedded judge on a CPU, a few minutes
     python scripts/bench.py --device cuda --architecture 7b    # random weights of the released shape, drawn on the GPU
+    python scripts/bench.py --architecture 7b --parts votes --group 6 --pairs 1 --repeats 1  # on a CPU: an hour
 
 Writes docs/results/performance.json and a table of it, performance.md; another architecture than nano has its name in
 theirs. Parts: votes, step, score, scaling, hardware, memory, profile; processes (needs idle cores) is run when named.
@@ -60,8 +61,11 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
 class Bench:
     """A judge, and images fitted for it: the examples, or noise where the judge is random."""
 
-    def __init__(self, judge: OwlJudge, pairs: int, group: int = GROUP) -> None:
-        self.judge, self.slow_pairs, self.group, self.device = judge, pairs, group, judge.device
+    def __init__(self, judge: OwlJudge, pairs: int, group: int = GROUP, repeats: int = 3) -> None:
+        self.judge, self.slow_pairs, self.group, self.repeats = judge, pairs, group, repeats
+        self.device = judge.device
+        # The straightforward way keeps the states of both images of every pair; a 7B judge's take 3.4 GiB an image.
+        self.slow_group = group if judge.id == NANO else group // 3
         rng = np.random.default_rng(0)
         if judge.id == NANO:
             chosen = [EXAMPLES[k] for k in rng.permutation(len(EXAMPLES))]
@@ -75,7 +79,7 @@ class Bench:
         judge, question = self.judge, self.judge.family.compare[0]
         judge.attach(None)
         pairs = pairs_of(np.arange(self.group))
-        seconds, labels = self.timed(lambda: self._ours(1), repeats=3)
+        seconds, labels = self.timed(lambda: self._ours(1), self.repeats, warm=self.repeats > 1)
         ours = {(x.a, x.b): x.share for x in labels}
         chosen = pairs[np.random.default_rng(1).permutation(len(pairs))[: self.slow_pairs]]
         pixels = to_pixels(judge, self.images[: self.group])
@@ -104,8 +108,7 @@ class Bench:
 
     def step(self) -> dict[str, Any]:
         """Time and peak memory of one optimiser step on a group, ours and the straightforward ways."""
-        # The straightforward way keeps the states of every image of every pair: 132 times 1.9 GiB for a 7B group.
-        item, pixels, pairs, targets = self._batch(self.group if self.judge.id == NANO else self.group // 2)
+        item, pixels, pairs, targets = self._batch(self.slow_group)
         found: dict[str, Any] = {"n_images": len(pixels), "n_pairs": len(pairs)}
         gradients = {}
         ways = {"ours": "sdpa", "pairs": "eager", "accumulated": "eager", "batch": "eager"}
@@ -205,8 +208,10 @@ class Bench:
             with FlopCounterMode(display=False) as counter:
                 work()
             flops = counter.get_total_flops()
+            if name != "step, checkpointing":
+                useful = flops  # and what is then done again is of no use
             found[name] = {
-                "seconds": seconds, "tflop": flops / 1e12, "utilisation": flops / seconds / rate,
+                "seconds": seconds, "tflop": flops / 1e12, "utilisation": useful / seconds / rate,
                 "peak_mib": self.peak_mib(work), "pairs_per_second": len(pairs) / seconds,
             }  # fmt: skip
         for layer in layers_of(self.judge.model):
@@ -249,7 +254,7 @@ class Bench:
     def profile(self) -> dict[str, Any]:
         """Where the time of the two hot paths goes, before and after: milliseconds a pair, and operators' shares."""
         judge, question = self.judge, self.judge.family.compare[0]
-        item, pixels, pairs, targets = self._batch(self.group)
+        item, pixels, pairs, targets = self._batch(self.slow_group)
         prompt, cuda = self._prompt(), self.device.type == "cuda"
         model = PromptedRating(judge, prompt, Recipe())
         found: dict[str, Any] = {}
@@ -268,7 +273,8 @@ class Bench:
             clock = "self_device_time_total" if cuda else "self_cpu_time_total"
             spent = {e.key: getattr(e, clock) for e in record.key_averages() if e.device_type == DeviceType.CPU}
             total, most = sum(spent.values()), sorted(spent, key=lambda key: -spent[key])[:6]
-            asked = 1 if "one pair" in name and "votes" in name else len(pairs)
+            votes = {"votes before": 1, "votes after": len(pairs_of(np.arange(self.group)))}
+            asked = votes.get(name.split(":")[0], len(pairs))
             found[name] = {"ms_a_pair": total / 1e3 / asked, "shares": {key: spent[key] / total for key in most}}
         judge.model.set_attn_implementation("sdpa")
         judge.attach(None)
@@ -377,6 +383,8 @@ def main() -> None:
     parser.add_argument("--architecture", choices=("nano", "tiny", "7b"), default="nano")
     parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}")
     parser.add_argument("--pairs", type=int, default=SLOW_PAIRS, help="pairs asked the straightforward ways")
+    parser.add_argument("--group", type=int, default=GROUP, help="images that are compared with each other")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of our votes; of several the fastest counts")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder")
     parser.add_argument("--score-and-exit", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -388,22 +396,21 @@ def main() -> None:
     if args.architecture == "nano":
         judge = load_judge(NANO, None, "auto", "float32", args.device)
     else:
-        judge = plain.random_judge(
-            args.architecture, torch.bfloat16 if device.type == "cuda" else torch.float32, device
-        )
+        small = args.architecture == "tiny" and device.type == "cpu"
+        judge = plain.random_judge(args.architecture, torch.float32 if small else torch.bfloat16, device)
     others = () if args.architecture == "nano" else ("score", "scaling")  # a random judge reads no files
     usual = [part for part in PARTS if part not in ("processes", *others)]
     parts = args.parts.split(",") if args.parts else usual
-    bench = Bench(judge, args.pairs)
-    found: dict[str, Any] = {
+    bench = Bench(judge, args.pairs, args.group, args.repeats)
+    head = {
         "judge": f"{judge.id}@{judge.revision}", "dtype": str(judge.model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, one thread",
         "torch": torch.__version__,
     }  # fmt: skip
+    stem = args.out / ("performance" if args.architecture == "nano" else f"performance_{args.architecture}")
     for part in parts:
         print(f"{part} ...", file=sys.stderr)
-        found[part] = getattr(bench, part)()
-    write(found, args.out / ("performance" if args.architecture == "nano" else f"performance_{args.architecture}"))
+        write({**head, part: getattr(bench, part)()}, stem)  # at once: a later part may not fit the card
 
 
 def write(found: dict[str, Any], stem: Path) -> None:

@@ -42,6 +42,9 @@ def random_judge(architecture: str, dtype: torch.dtype, device: torch.device) ->
     config.image_token_index = processor.image_token_id
     with device:
         model = Owl2ForConditionalGeneration._from_config(config, dtype=dtype)
+    for name, module in model.named_modules():
+        if name.endswith(".patch_embed"):
+            module.float()  # as in every judge that is loaded
     return OwlJudge(model.to(device), processor, f"{architecture}, random weights", "random", family, memory_mib=8192)
 
 

@@ -31,7 +31,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         "# Speed and memory",
         "",
-        "Made by `python scripts/bench.py`, which says how; performance.json has every number. Ratios are within one",
+        "Made by `python scripts/bench.py`, which says how; the file beside it has every number. Ratios are within one",
         "process on the same images and judge, so they say more than the times, which are those of one machine. On a",
         "CPU times are those that the process computed, with one thread of torch, so that other work does not count.",
         "",
@@ -131,8 +131,9 @@ def _hardware(found: dict[str, Any]) -> list[str]:
         "",
         *([] if found["on_gpu"] else NO_GPU),
         f"A large matrix product reaches {found['matmul_tflops']:.3g} TFLOP/s here; weights take "
-        f"{found['weights_gib']:.3g} GiB. Utilisation is the FLOPs counted by torch over the time at that rate. One "
-        "group: votes on its pairs in both orders, or one training step on them.",
+        f"{found['weights_gib']:.3g} GiB. Utilisation is the FLOPs counted by torch, without those that checkpointing "
+        "does again, over the time at that rate. One group: votes on its pairs in both orders, or one training step on "
+        "them.",
         "",
         "| work | seconds | TFLOP | utilisation | pairs/s | peak MiB besides weights |",
         "|---|--:|--:|--:|--:|--:|",

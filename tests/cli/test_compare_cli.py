@@ -254,3 +254,11 @@ def test_bad_input_gets_one_sentence(
     result = run(*(places.get(a, a) for a in arguments))
     assert result.exit_code == 2, result.output
     assert message in result.stderr and "Traceback" not in result.output
+
+
+def test_a_file_of_another_kind_is_refused_under_python_o_too(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    code = "import sys; from evoprompt.compare_commands import Path, read_results; read_results(Path(sys.argv[1]))"
+    command = [sys.executable, "-O", "-c", code, str(tmp_path / "other.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "is not a result of 'evoprompt evaluate -o'" in done.stderr

@@ -20,13 +20,13 @@ SCRIPTS = str(Path(__file__).parents[2] / "scripts")
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    """The bench with a very small judge of random weights and groups of six images."""
+    """The bench with a very small judge of random weights and groups of twelve images."""
     sys.path.insert(0, SCRIPTS)
     import bench
     import bench_plain
 
     torch.manual_seed(0)
-    return bench.Bench(bench_plain.random_judge("tiny", torch.float32, torch.device("cpu")), pairs=1, group=6)
+    return bench.Bench(bench_plain.random_judge("tiny", torch.float32, torch.device("cpu")), pairs=1)
 
 
 @pytest.fixture(scope="module")
