@@ -351,6 +351,8 @@ def load_judge(
         JudgeError: when it cannot be loaded, with what to do.
     """
     target = resolve_device(device)
+    if target.type == "cuda" and target.index is not None:
+        torch.cuda.set_device(target)  # what asks for no card in particular shall not wake another one
     kind = DTYPES[dtype] if dtype != "auto" else torch.bfloat16 if target.type == "cuda" else torch.float32
     with importlib.resources.as_file(importlib.resources.files("evoprompt") / "nano") as nano:
         source = str(nano) if name == NANO else name

@@ -156,7 +156,7 @@ def trainer_options(config: TrainConfig, seed: Sequence[int], folder: Path, devi
         config: steps, optimiser, schedule.
         seed: coordinates of the round, (seed, round).
         folder: for step checkpoints.
-        device: where the judge is.
+        device: where the judge is; see ``at_judge``, too.
 
     Returns:
         Keyword arguments of ``TrainingArguments`` and its relatives.
@@ -188,6 +188,34 @@ def trainer_options(config: TrainConfig, seed: Sequence[int], folder: Path, devi
         "seed": int(stream(*seed, TRAIN).integers(2**31)),
         "bf16": False,
     }
+
+
+def at_judge(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
+    """Have a Trainer train where the judge is, and nowhere else.
+
+    Left alone, a Trainer that is the only process takes the first GPU, and all that it sees for every step. None of its
+    options says otherwise, so what it found is written over.
+
+    Args:
+        arguments: of the Trainer; changed in place.
+        device: where the judge is.
+    """
+    vars(arguments)["_setup_devices"] = device  # a cached property
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments.distributed_state.device = device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return arguments
+
+
+def only(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The one item of a step, which is a whole batch already.
+
+    Raises:
+        ValueError: when there are more; none is left out.
+    """
+    (item,) = items
+    return item
 
 
 def step_records(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

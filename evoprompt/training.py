@@ -18,7 +18,18 @@ from evoprompt.judge import Judge
 from evoprompt.objectives import mos_loss, rating_fidelity
 from evoprompt.processes import whole, world
 from evoprompt.prompts import PixelPrompt
-from evoprompt.steps import Batch, MosBatch, OnStep, Steps, Watch, last_checkpoint, step_records, trainer_options
+from evoprompt.steps import (
+    Batch,
+    MosBatch,
+    OnStep,
+    Steps,
+    Watch,
+    at_judge,
+    last_checkpoint,
+    only,
+    step_records,
+    trainer_options,
+)
 from evoprompt.trl_engine import train_prompt_trl
 
 
@@ -165,9 +176,9 @@ def train_prompt(
         return train_prompt_trl(judge, prompt, batches, config, recipe.grpo, seed, folder, on_step)
     trainer = _PromptTrainer(
         model=PromptedRating(judge, prompt, recipe),
-        args=TrainingArguments(**trainer_options(config, seed, folder, judge.device)),
+        args=at_judge(TrainingArguments(**trainer_options(config, seed, folder, judge.device)), judge.device),
         train_dataset=Steps(batches, config.steps, seed, mos, fraction, world()),
-        data_collator=lambda items: items[0],
+        data_collator=only,
         callbacks=[Watch(on_step, config.steps)],
     )
     # The Trainer prints its logs itself; ours go through on_step.
