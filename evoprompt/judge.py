@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
 from evoprompt.asking import MEMORY_MIB, Asked, Asker, woven
-from evoprompt.errors import JudgeError
+from evoprompt.errors import JudgeError, short
 from evoprompt.owl2 import load_owl2
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import FAMILIES, OTHER, Family, Preprocess, Question, choose
@@ -366,6 +366,11 @@ def load_judge(
         raise JudgeError(
             f"judge {name!r} cannot be loaded: {reason}. Give {NANO}, a folder with an mPLUG-Owl2 checkpoint, or a Hub "
             f"id that is in the local cache or can be downloaded (`hf download {name}`)."
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise JudgeError(
+            f"judge {name!r} does not fit the memory of {target} ({short(error)}). In fewer bits it needs less: "
+            "-s judge.quantization=8bit or 4bit (--dtype 8bit or 4bit where a prompt is scored); or try another device."
         ) from error
     stamp = getattr(model.config, "_commit_hash", None) or revision or weights_fingerprint(Path(source))
     chosen = _family_of(name, model.config) if family == "auto" else family

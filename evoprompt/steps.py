@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from evoprompt.config import TrainConfig
-from evoprompt.errors import RunError
+from evoprompt.config import Recipe, TrainConfig
+from evoprompt.errors import RunError, short
 from evoprompt.processes import from_first
 from evoprompt.runs import MOS, TRAIN, stream
 
@@ -216,6 +217,26 @@ def only(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """
     (item,) = items
     return item
+
+
+@contextmanager
+def fitting(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Training steps of a recipe, on the device of the judge.
+
+    Raises:
+        RunError: when the device has not enough memory for one, with what would need less.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        now = "more GPUs that share a step (docs/scale.md)"
+        if not recipe.judge.checkpointing:
+            now = f"-s judge.checkpointing=true, with which 'evoprompt resume' goes on, too, to the same numbers; {now}"
+        fewer = {"none": " or judge.quantization=8bit or 4bit", "8bit": " or judge.quantization=4bit", "4bit": ""}
+        raise RunError(
+            f"a training step of {recipe.pairs.group} images does not fit the memory of {device} ({short(error)}). "
+            f"What helps: {now}; in a new run a smaller pairs.group{fewer[recipe.judge.quantization]}."
+        ) from error
 
 
 def step_records(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -164,7 +164,7 @@ def test_bytes_of_the_large_judge_are_the_known_ones() -> None:
 
 def test_a_dry_run_says_passes_operations_memory_and_time(nano: OwlJudge, toys: ImageSet) -> None:
     recipe = load_recipe("nano", ["pairs.per_round=66", "train.steps=2", "ladder.images=2"])
-    lines = dry_run(recipe, toys, nano, False, False)
+    lines = list(dry_run(recipe, toys, nano, False, False))
     assert [line.split()[0] for line in lines] == ["forwards", "flops", "memory", "time"]
     plan = plan_run(recipe, len(toys), nano.family.views)
     costs, texts = Costs(nano.model.config, 4), Texts.of(nano)
