@@ -45,8 +45,8 @@ def test_rows_that_go_on_from_a_passage_say_what_whole_rows_say(attention: str, 
         whole = model.answer_logits([head, first.repeat_interleave(3, 0), middle, second, TAIL], ANSWERS)
         beginning = model.read([head]) if len(head) else None
         begun = model.read([first, middle], beginning)
-        assert begun.length == len(head) + seen.shape[1] + len(middle)
-        assert begun.keys[0].shape[0] == 2  # one copy of what three rows share
+        assert begun[0][0].shape[2] == len(head) + seen.shape[1] + len(middle)
+        assert begun[0][0].shape[0] == 2  # one copy of what three rows share
         torch.testing.assert_close(model.answer_logits([second, TAIL], ANSWERS, begun), whole, atol=1e-5, rtol=0)
 
 
