@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -67,6 +68,8 @@ def joined(device: str) -> Iterator[str]:
     else:
         # transformers and accelerate ask for themselves whether there is a GPU.
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    # accelerate always passes it on, and torch tells every process.
+    warnings.filterwarnings("ignore", message=".broadcast_buffers. is deprecated", category=FutureWarning)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     yield device
     # Not after a failure: the others may wait for this process, and its end is what tells them.

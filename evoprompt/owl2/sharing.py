@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Passage:
-    """Keys and values of one layer, (B, heads, N, width) each, of what the language model has read.
+    """Keys and values of one layer, (B, heads of keys, N, width) each, of what the language model has read.
 
     In a forward pass it stands where a cache would: the layer leaves its keys and values here, and its rows look back
     at those before. With F rows before and F M rows now, row r goes on from row r // M; what was read before is not
@@ -39,7 +39,7 @@ class Passage:
 
         Args:
             query: (F M, heads, S, width).
-            key: (F M, heads, S', width), of the rows' own tokens; S' = S, or S = 1 at the end of S'.
+            key: (F M, heads / groups, S', width), of the rows' own tokens; S' = S, or S = 1 at the end of S'.
             value: like ``key``.
             mask: (S, S') added to the scores of a row's own tokens, or None.
             scaling: factor of the scores.
@@ -49,6 +49,10 @@ class Passage:
         """
         assert self.before is not None
         far_key, far_value = self.before
+        groups = query.shape[1] // key.shape[1]  # heads that share keys and values
+        if groups != 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+            far_key, far_value = (states.repeat_interleave(groups, dim=1) for states in self.before)
         rows = (len(far_key), len(query) // len(far_key))
         far = _apart(_beside(query, rows) @ far_key.mT, rows)
         near = query @ key.mT
@@ -58,7 +62,7 @@ class Passage:
 
 
 Beginning = Sequence[tuple[Tensor, Tensor]]
-"""What the language model has read, to go on from: keys and values of every layer, (B, heads, N, width) each."""
+"""What has been read, to go on from: keys and values of every layer, (B, heads of keys, N, width) each."""
 
 
 def _beside(states: Tensor, rows: tuple[int, int]) -> Tensor:

@@ -155,6 +155,15 @@ def test_a_judge_that_does_not_fit_says_what_helps(photos: Path, monkeypatch: py
     assert "--dtype 8bit or 4bit" in result.stderr
 
 
+def test_what_processes_do_not_share_is_refused_under_a_launcher(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = run("score", photos)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "would do all of 'score'; several processes share the work of evolve, train, resume only" in result.stderr
+    assert run("evolve", "--help").exit_code == 0
+
+
 def test_score_prints_one_row_an_image_on_stdout(photos: Path, finished: Path) -> None:
     result = run("score", photos, photos / "p00.png", "-p", finished, "--device", "cpu")
     assert result.exit_code == 0

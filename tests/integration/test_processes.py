@@ -96,6 +96,7 @@ def test_two_processes_make_the_run_of_one(place: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[0]) == 6
     # People are told once.
     assert said[1].count("report   ") == 1 and said[1].count("images   16 found") == 1
+    assert "FutureWarning" not in said[1]
 
 
 SCORING = """

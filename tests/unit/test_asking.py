@@ -36,9 +36,12 @@ def every_order(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize(("head", "middle"), [(HEAD, MIDDLE), (HEAD, NOTHING), (NOTHING, MIDDLE)])
-def test_rows_that_go_on_from_a_passage_say_what_whole_rows_say(attention: str, head: Tensor, middle: Tensor) -> None:
-    model = tiny_model(attention)
+def test_rows_that_go_on_from_a_passage_say_what_whole_rows_say(
+    attention: str, key_heads: int, head: Tensor, middle: Tensor
+) -> None:
+    model = tiny_model(attention, num_key_value_heads=key_heads)
     with torch.no_grad():
         seen = model.get_visual_tokens(pixels(5))
         first, second = seen[:2], seen[[2, 3, 4, 4, 0, 2]]
