@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evoprompt.errors import JudgeError
-from evoprompt.owl2 import Owl2ForConditionalGeneration, Passage
+from evoprompt.owl2 import Beginning, Owl2ForConditionalGeneration
 
 MEMORY_MIB = 1024
 
@@ -113,7 +113,7 @@ class Asker:
         weight = model.model.norm.weight
         self.model, self.item = model, weight.element_size()
         self.room = Room(memory_mib, weight.device)
-        self._heads: dict[tuple[int, ...], Passage] = {}
+        self._heads: dict[tuple[int, ...], Beginning] = {}
 
     def answers(self, asked: Asked, seen: Sequence[Tensor]) -> Tensor:
         """Logits of the answers (P, A) float32 after a text with images, one (P, T, D) for each of its places."""
@@ -164,7 +164,7 @@ class Asker:
                 logits[rows] = self.model.answer_logits([second, tail], asked.answers, begun)
         return logits
 
-    def _head(self, head: Tensor) -> Passage:
+    def _head(self, head: Tensor) -> Beginning:
         """What is kept of the text before the first image; read once, since no image and no prompt changes it."""
         key = tuple(head.tolist())
         if key not in self._heads:

@@ -18,6 +18,7 @@ from evoprompt.score_commands import score
 from evoprompt.study_commands import study
 from evoprompt.tool_commands import doctor, judge, recipes
 
+SHARED = ("evolve", "train", "resume")
 ISSUES = "This is a bug in evoprompt. Run 'evoprompt doctor' and open an issue with its output and the lines above."
 
 
@@ -40,12 +41,19 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="evoprompt")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Evolve a pixel prompt for image quality assessment from unlabelled images, and score images with it."""
     # The tokenizer's own threads would be forked away from by data loaders, and it says so at length.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait make a busy machine many times slower; torch is not loaded yet, so this works.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and ctx.invoked_subcommand not in SHARED:
+        fail(
+            f"Error: every process of this job would do all of {ctx.invoked_subcommand!r}; several processes share the "
+            f"work of {', '.join(SHARED)} only. Start it without torchrun, on a share of the images for each GPU.",
+            2,
+        )
 
 
 for _command in (

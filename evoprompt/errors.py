@@ -56,6 +56,12 @@ def listed(problems: Sequence[str], limit: int = 5) -> str:
     return f"{shown} and {hidden} more" if hidden > 0 else shown
 
 
+def short(error: Exception) -> str:
+    """The first two sentences of what a library says, without a full stop: torch tells of its memory at length."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ". ".join(line.split(". ")[:2]).rstrip(".")
+
+
 def counted(number: int, thing: str) -> str:
     """A number of things: ``"1 row"``, ``"7 rows"``; for words whose plural ends in s."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

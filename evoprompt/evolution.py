@@ -341,7 +341,7 @@ class Evolution:
             "reason": decision.reason,
             "metrics": metrics,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(self.judge.device),
             "finished": now(),
         }
         self.run.publish(number, record)

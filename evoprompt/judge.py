@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import disable_progress_bar
 
 from evoprompt.asking import MEMORY_MIB, Asked, Asker, woven
-from evoprompt.errors import JudgeError
+from evoprompt.errors import JudgeError, short
 from evoprompt.owl2 import load_owl2
 from evoprompt.prompts import PixelPrompt
 from evoprompt.questions import FAMILIES, OTHER, Family, Preprocess, Question, choose
@@ -351,6 +351,8 @@ def load_judge(
         JudgeError: when it cannot be loaded, with what to do.
     """
     target = resolve_device(device)
+    if target.type == "cuda" and target.index is not None:
+        torch.cuda.set_device(target)  # what asks for no card in particular shall not wake another one
     kind = DTYPES[dtype] if dtype != "auto" else torch.bfloat16 if target.type == "cuda" else torch.float32
     with importlib.resources.as_file(importlib.resources.files("evoprompt") / "nano") as nano:
         source = str(nano) if name == NANO else name
@@ -364,6 +366,11 @@ def load_judge(
         raise JudgeError(
             f"judge {name!r} cannot be loaded: {reason}. Give {NANO}, a folder with an mPLUG-Owl2 checkpoint, or a Hub "
             f"id that is in the local cache or can be downloaded (`hf download {name}`)."
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise JudgeError(
+            f"judge {name!r} does not fit the memory of {target} ({short(error)}). In fewer bits it needs less: "
+            "-s judge.quantization=8bit or 4bit (--dtype 8bit or 4bit where a prompt is scored); or try another device."
         ) from error
     stamp = getattr(model.config, "_commit_hash", None) or revision or weights_fingerprint(Path(source))
     chosen = _family_of(name, model.config) if family == "auto" else family

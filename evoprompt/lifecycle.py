@@ -17,9 +17,9 @@ from pyarrow import parquet
 from evoprompt import __version__
 from evoprompt.answers import answers_of
 from evoprompt.catalogue import Catalogue, ImageRecord, write_catalogue
-from evoprompt.config import Recipe
+from evoprompt.config import Recipe, describe_keys
 from evoprompt.containers import absolute, content, exists
-from evoprompt.errors import DataError, EvopromptError, RecipeError, RunError, listed
+from evoprompt.errors import DataError, EvopromptError, RecipeError, RunError, listed, short
 from evoprompt.evolution import Evolution, Measure, now
 from evoprompt.health import split_images
 from evoprompt.images import ImageSet
@@ -211,6 +211,7 @@ def resume(
     load: Callable[[Recipe], Judge],
     *,
     rounds: int | None = None,
+    overrides: Sequence[str] = (),
     measure: Callable[[Recipe, Judge], Measure | None] | None = None,
     force: bool = False,
     console: Console | None = None,
@@ -222,24 +223,28 @@ def resume(
         path: the run directory.
         load: loads the judge that a recipe names.
         rounds: new number of rounds; None = as planned.
+        overrides: ``KEY=VALUE`` of keys that do not define the run, see ``Recipe.fingerprint``.
         measure: makes the ``measure`` of ``Evolution``.
         force: go on with a judge whose votes are at chance.
         console: for people.
         mirror: takes the metrics of each round.
 
     Raises:
+        RecipeError: when an override is not usable, or would make it another run.
         RunError: when images, judge or version are not those of the run, or it is in use.
     """
     with _held(lambda: Run.open(path), path) as run:
-        recipe = load_recipe(path / "recipe.yaml")
+        changes = [*overrides, *([] if rounds is None else [f"rounds={rounds}"])]
+        recipe = _continued(path, changes)
         done = len(run.rounds()) - 1
-        if rounds is not None and rounds < done:
-            raise RunError(f"{path} already has {done} rounds; --rounds {rounds} is fewer. Rounds can only be added.")
-        if rounds is not None:
-            recipe = replace(recipe, rounds=rounds)
+        if recipe.rounds < done:
+            raise RunError(
+                f"{path} already has {done} rounds; --rounds {recipe.rounds} is fewer. Rounds can only be added."
+            )
+        if changes:
             if run.writes:
                 write_text(path / "recipe.yaml", recipe.to_yaml())
-            run.save(rounds=rounds)
+            run.save(rounds=recipe.rounds)
         images = _load_images(path / "images.parquet")
         sets = _load_sets(path / "mos.parquet") if (path / "mos.parquet").is_file() else ()
         judge = load(recipe)
@@ -260,6 +265,20 @@ def resume(
         )
         _go(evolution, mirror)
     return path
+
+
+def _continued(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run, with other values of keys that may change while it lasts."""
+    recipe = load_recipe(path / "recipe.yaml")
+    other = load_recipe(path / "recipe.yaml", overrides)
+    if other.fingerprint() != recipe.fingerprint():
+        free = [key.name for key in describe_keys() if key.horizon]
+        changed = [change for change in recipe.differences(other) if change.partition(":")[0] not in free]
+        raise RecipeError(
+            f"{listed(changed)} would make {path} another run; what may change is {', '.join(free)}. "
+            f"Start a new run, with --init-prompt {path} to begin at its prompt."
+        )
+    return other
 
 
 def plan_lines(
@@ -311,18 +330,16 @@ def _go(evolution: Evolution, mirror: Mirror | None) -> None:
     except KeyboardInterrupt:
         run.save(status="interrupted")
         raise
-    except EvopromptError as error:
-        run.save(status="failed", error=str(error))
-        raise
-    except RuntimeError as error:
-        if world() == 1:
+    except Exception as error:
+        alone = world() == 1 or isinstance(error, EvopromptError | torch.OutOfMemoryError)
+        if alone or not isinstance(error, RuntimeError):
+            run.save(status="failed", error=str(error))
             raise
         # Whatever is sent to a process that is gone fails so.
         run.save(status="interrupted")
-        reason = str(error).strip().splitlines()[0]
         raise RunError(
-            f"the processes of this job can no longer work together ({reason}); one of them may have been ended. "
-            f"Nothing is lost: start as many again with 'evoprompt resume {run.path}'."
+            f"the processes of this job can no longer work together ({short(error)}): one of them has failed, and says "
+            f"why, or was ended. Nothing is lost: when its reason is gone, go on with 'evoprompt resume {run.path}'."
         ) from error
 
 

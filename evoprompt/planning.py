@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from evoprompt.lifecycle import new_prompt
 from evoprompt.processes import resident_peak, world
 from evoprompt.questions import Question
 from evoprompt.runs import stream
-from evoprompt.steps import mos_steps
+from evoprompt.steps import fitting, mos_steps
 from evoprompt.training import PromptedRating
 from evoprompt.voting import Seen, collect_votes, encoded_by, pairs_of, plan_groups, sources_of
 
@@ -268,7 +268,7 @@ def memory_bytes(recipe: Recipe, plan: Plan, costs: Costs, texts: Texts, side: i
     }
 
 
-def dry_run(recipe: Recipe, images: ImageSet, judge: OwlJudge, mixed: bool, supervised: bool) -> list[str]:
+def dry_run(recipe: Recipe, images: ImageSet, judge: OwlJudge, mixed: bool, supervised: bool) -> Iterator[str]:
     """What a run is going to cost here, in lines for people.
 
     Args:
@@ -277,6 +277,12 @@ def dry_run(recipe: Recipe, images: ImageSet, judge: OwlJudge, mixed: bool, supe
         judge: loaded.
         mixed: a share of the steps gets human scores.
         supervised: all of them do.
+
+    Yields:
+        What is known by counting, and then what took a measurement.
+
+    Raises:
+        RunError: when a training step does not fit the device.
     """
     plan, busiest = (
         plan_run(recipe, len(images), judge.family.views, mixed, supervised, processes) for processes in (1, world())
@@ -284,22 +290,26 @@ def dry_run(recipe: Recipe, images: ImageSet, judge: OwlJudge, mixed: bool, supe
     costs, texts = Costs(judge.model.config, judge.model.dtype.itemsize), Texts.of(judge)
     now = resident_bytes(judge)
     memory = memory_bytes(recipe, busiest, costs, texts, judge.image_size, judge.family.views)
+    whole = plan.whole
+    flops = {name: operations(passes, costs, texts) for name, passes in vars(plan).items()}
+    peak, mib = expected_bytes(now, memory, judge.device.type), {k: f"{v / 2**20:,.0f}" for k, v in memory.items()}
+    yield (
+        f"forwards {whole.forwards:,.0f}: {whole.encoded:,.0f} views seen, {whole.rated:,.0f} ratings, "
+        f"{whole.shared + whole.compared:,.0f} comparisons; {whole.trained:,.0f} images seen, rated and backward"
+    )
+    yield f"flops    {sum(flops.values()) / 1e12:,.3g} TFLOP: {_shares(flops)}"
+    yield (
+        f"memory   {peak / 2**20:,.0f} MiB a process on {judge.device}: {now / 2**20:,.0f} now, a step "
+        f"{mib['training']}, visual tokens {mib['tokens']}, images (host) {mib['images']}"
+    )
     started = time.monotonic()
     spent = calibrate(recipe, images, judge)
     calibration = time.monotonic() - started
-    whole = plan.whole
-    flops = {name: operations(passes, costs, texts) for name, passes in vars(plan).items()}
     seconds = {name: spent.whole(passes) for name, passes in vars(busiest).items()}
-    peak, mib = expected_bytes(now, memory, judge.device.type), {k: f"{v / 2**20:,.0f}" for k, v in memory.items()}
-    return [
-        f"forwards {whole.forwards:,.0f}: {whole.encoded:,.0f} views seen, {whole.rated:,.0f} ratings, "
-        f"{whole.shared + whole.compared:,.0f} comparisons; {whole.trained:,.0f} images seen, rated and backward",
-        f"flops    {sum(flops.values()) / 1e12:,.3g} TFLOP: {_shares(flops)}",
-        f"memory   {peak / 2**20:,.0f} MiB a process on {judge.device}: {now / 2**20:,.0f} now, a step "
-        f"{mib['training']}, visual tokens {mib['tokens']}, images (host) {mib['images']}",
+    yield (
         f"time     {clock(sum(seconds.values()))} with {world()} process{'es' if world() > 1 else ''}: "
-        f"{_shares(seconds)}; {_busiest(busiest)}measured in {calibration:.0f} s, --eval-mos not counted",
-    ]
+        f"{_shares(seconds)}; {_busiest(busiest)}measured in {calibration:.0f} s, --eval-mos not counted"
+    )
 
 
 def _busiest(busiest: Plan) -> str:
@@ -359,6 +369,9 @@ def calibrate(recipe: Recipe, images: ImageSet, judge: OwlJudge, now: Clock = ti
         images: the first of them are used.
         judge: as it will be used; afterwards no prompt is attached.
         now: tells the time.
+
+    Raises:
+        RunError: when a training step does not fit the device.
     """
 
     def timed(work: Callable[[], Any], times: int = 3) -> float:
@@ -394,7 +407,8 @@ def calibrate(recipe: Recipe, images: ImageSet, judge: OwlJudge, now: Clock = ti
     grouped, compared = (
         timed(_voting(judge, pool, recipe, pairs)) / (asked * len(pairs)) for pairs in (pairs_of(group), apart)
     )
-    trained = timed(_training(judge, pool, recipe, group)) / len(group)
+    with fitting(recipe, judge.device):
+        trained = timed(_training(judge, pool, recipe, group)) / len(group)
     judge.attach(None)
     return Seconds(read, degraded, encoded, rated, grouped, compared, trained)
 

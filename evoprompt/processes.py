@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,11 +45,16 @@ def joined(device: str) -> Iterator[str]:
         The device of this process.
 
     Raises:
-        JudgeError: when the machine has fewer GPUs than processes.
+        JudgeError: when the machine has fewer GPUs than processes, or all are sent to one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield device
         return
+    if device.startswith("cuda:"):
+        raise JudgeError(
+            f"--device {device} would send all processes of this job to one GPU; give --device cuda, and each takes a "
+            "GPU of its own, or choose among them with CUDA_VISIBLE_DEVICES."
+        )
     cuda = torch.cuda.is_available() and device in ("auto", "cuda")
     if cuda:
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -62,6 +68,8 @@ def joined(device: str) -> Iterator[str]:
     else:
         # transformers and accelerate ask for themselves whether there is a GPU.
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    # accelerate always passes it on, and torch tells every process.
+    warnings.filterwarnings("ignore", message=".broadcast_buffers. is deprecated", category=FutureWarning)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     yield device
     # Not after a failure: the others may wait for this process, and its end is what tells them.
@@ -159,9 +167,9 @@ def whole(mine: Tensor, rows: Tensor, size: int) -> Tensor:
     return every.index_copy(0, rows, mine)
 
 
-def peak_memory_mib() -> float:
-    """Peak memory of this process so far, MiB: of the GPU when one is used, otherwise resident."""
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_peak()
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of this process so far, MiB: of the judge's GPU when it is on one, otherwise resident."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
     return round(peak / 2**20, 1)
 
 

@@ -182,7 +182,15 @@ def _run_on(
 @click.command()
 @click.argument("run", type=PATH)
 @click.option("--rounds", type=click.IntRange(min=1), help="Extend the run to this many rounds.")
-def resume(run: Path, rounds: int | None) -> None:
+@click.option(
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key that does not define the run, such as judge.checkpointing; repeatable.",
+)
+def resume(run: Path, rounds: int | None, overrides: tuple[str, ...]) -> None:
     """Continue an interrupted run, or extend a finished one."""
     from evoprompt.runs import read_record
     from evoprompt.tracking import Console
@@ -194,10 +202,12 @@ def resume(run: Path, rounds: int | None) -> None:
     from evoprompt.processes import joined
 
     with _ended_politely(), joined(record["options"]["device"]) as device:
-        _resume_on(device, run, rounds, record)
+        _resume_on(device, run, rounds, overrides, record)
 
 
-def _resume_on(device: str, run: Path, rounds: int | None, record: Mapping[str, Any]) -> None:
+def _resume_on(
+    device: str, run: Path, rounds: int | None, overrides: tuple[str, ...], record: Mapping[str, Any]
+) -> None:
     """Continue a run, alone or as one of several processes of a job."""
     from evoprompt.evaluation import measure_on
     from evoprompt.labels import open_labels
@@ -224,7 +234,14 @@ def _resume_on(device: str, run: Path, rounds: int | None, record: Mapping[str, 
         run,
         console,
         lambda: carry_on(
-            run, load, rounds=rounds, measure=measure, force=options["force"], console=console, mirror=mirror
+            run,
+            load,
+            rounds=rounds,
+            overrides=overrides,
+            measure=measure,
+            force=options["force"],
+            console=console,
+            mirror=mirror,
         ),
     )
 

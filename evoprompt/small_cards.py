@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evoprompt.errors import JudgeError
@@ -18,6 +19,8 @@ from evoprompt.errors import JudgeError
 Quantization = Literal["none", "8bit", "4bit"]
 # What sees is 5 % of the weights and closest to the prompt; of the head only the rows of the answers are used.
 KEPT_WHOLE = ("model.vision_model", "model.visual_abstractor", "lm_head")
+# A run has 14 kinds of passes through a layer of the language model; torch gives up after 8, and only a log says so.
+GRAPHS = 32
 
 
 def quantized(kind: Quantization, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig | None:
@@ -92,20 +95,32 @@ def _checkpointed(forward: Any, states: Tensor, *arguments: Any, **options: Any)
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile the layers with torch.compile, layer by layer, so that equal layers are compiled once.
+    """Compile the layers with torch.compile, layer by layer.
+
+    Equal layers share a graph for each kind of pass (with gradient or without, from the start of a text or from what
+    was read before, ...), whatever their number. Passes that write a cache are left alone.
 
     Args:
-        model: changed in place; the first passes then take minutes.
+        model: changed in place; the first pass of each kind then takes long.
         backend: of torch.compile.
 
     Raises:
         JudgeError: where torch cannot compile.
     """
+    import torch._dynamo.config
     from torch._dynamo.eval_frame import is_dynamo_supported
 
     if not is_dynamo_supported():
         raise JudgeError("torch.compile does not work with this Python and torch; set -s judge.compile=false.")
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for layer in layers_of(model):
         # Below transformers' wrapper: that is the same for all kinds of layers, which would be compiled as one.
         forward = getattr(type(layer).forward, "__wrapped__", type(layer).forward)
-        layer.forward = torch.compile(MethodType(forward, layer), dynamic=True, backend=backend)
+        compiled = torch.compile(MethodType(forward, layer), dynamic=True, backend=backend)
+        layer.forward = partial(_compiled, compiled, layer.forward)
+
+
+def _compiled(compiled: Any, plain: Any, states: Tensor, *arguments: Any, **options: Any) -> Any:
+    # A cache is asked by the number of the layer, which would make a graph for every layer.
+    forward = plain if isinstance(options.get("past_key_values"), Cache) else compiled
+    return forward(states, *arguments, **options)

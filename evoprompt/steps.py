@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from evoprompt.ahead import Ahead
-from evoprompt.config import TrainConfig
-from evoprompt.errors import RunError
+from evoprompt.config import Recipe, TrainConfig
+from evoprompt.errors import RunError, short
 from evoprompt.processes import from_first
 from evoprompt.runs import MOS, TRAIN, stream
 
@@ -166,7 +167,7 @@ def trainer_options(config: TrainConfig, seed: Sequence[int], folder: Path, devi
         config: steps, optimiser, schedule.
         seed: coordinates of the round, (seed, round).
         folder: for step checkpoints.
-        device: where the judge is.
+        device: where the judge is; see ``at_judge``, too.
 
     Returns:
         Keyword arguments of ``TrainingArguments`` and its relatives.
@@ -198,6 +199,54 @@ def trainer_options(config: TrainConfig, seed: Sequence[int], folder: Path, devi
         "seed": int(stream(*seed, TRAIN).integers(2**31)),
         "bf16": False,
     }
+
+
+def at_judge(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
+    """Have a Trainer train where the judge is, and nowhere else.
+
+    Left alone, a Trainer that is the only process takes the first GPU, and all that it sees for every step. None of its
+    options says otherwise, so what it found is written over.
+
+    Args:
+        arguments: of the Trainer; changed in place.
+        device: where the judge is.
+    """
+    vars(arguments)["_setup_devices"] = device  # a cached property
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments.distributed_state.device = device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return arguments
+
+
+def only(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The one item of a step, which is a whole batch already.
+
+    Raises:
+        ValueError: when there are more; none is left out.
+    """
+    (item,) = items
+    return item
+
+
+@contextmanager
+def fitting(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Training steps of a recipe, on the device of the judge.
+
+    Raises:
+        RunError: when the device has not enough memory for one, with what would need less.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        now = "more GPUs that share a step (docs/scale.md)"
+        if not recipe.judge.checkpointing:
+            now = f"-s judge.checkpointing=true, with which 'evoprompt resume' goes on, too, to the same numbers; {now}"
+        fewer = {"none": " or judge.quantization=8bit or 4bit", "8bit": " or judge.quantization=4bit", "4bit": ""}
+        raise RunError(
+            f"a training step of {recipe.pairs.group} images does not fit the memory of {device} ({short(error)}). "
+            f"What helps: {now}; in a new run a smaller pairs.group{fewer[recipe.judge.quantization]}."
+        ) from error
 
 
 def step_records(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -18,7 +18,19 @@ from evoprompt.judge import Judge
 from evoprompt.objectives import mos_loss, rating_fidelity
 from evoprompt.processes import whole, world
 from evoprompt.prompts import PixelPrompt
-from evoprompt.steps import Batch, MosBatch, OnStep, Steps, Watch, last_checkpoint, step_records, trainer_options
+from evoprompt.steps import (
+    Batch,
+    MosBatch,
+    OnStep,
+    Steps,
+    Watch,
+    at_judge,
+    fitting,
+    last_checkpoint,
+    only,
+    step_records,
+    trainer_options,
+)
 from evoprompt.trl_engine import train_prompt_trl
 
 
@@ -154,7 +166,7 @@ def train_prompt(
         ``train/reward``, ``train/reward_zero_spread``, ``train/kl``.
 
     Raises:
-        RunError: when the loss is not finite, or no pair was kept.
+        RunError: when the loss is not finite, no pair was kept, or a step does not fit the device.
     """
     config = recipe.train
     if not batches and fraction < 1:
@@ -162,15 +174,17 @@ def train_prompt(
             "no pair passed vote.min_confidence, so there is nothing to train on. Lower it, or ask for more pairs."
         )
     if config.objective == "grpo" and recipe.grpo.engine == "trl":
-        return train_prompt_trl(judge, prompt, batches, config, recipe.grpo, seed, folder, on_step)
+        with fitting(recipe, judge.device):
+            return train_prompt_trl(judge, prompt, batches, config, recipe.grpo, seed, folder, on_step)
     trainer = _PromptTrainer(
         model=PromptedRating(judge, prompt, recipe),
-        args=TrainingArguments(**trainer_options(config, seed, folder, judge.device)),
+        args=at_judge(TrainingArguments(**trainer_options(config, seed, folder, judge.device)), judge.device),
         train_dataset=Steps(batches, config.steps, seed, mos, fraction, world()),
-        data_collator=lambda items: items[0],
+        data_collator=only,
         callbacks=[Watch(on_step, config.steps)],
     )
     # The Trainer prints its logs itself; ours go through on_step.
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    with fitting(recipe, judge.device):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     return step_records(trainer.state.log_history)

@@ -21,7 +21,7 @@ from evoprompt.grpo import NO_SPREAD, answer_moments, answer_rewards
 from evoprompt.judge import Judge
 from evoprompt.prompts import PixelPrompt
 from evoprompt.runs import stream
-from evoprompt.steps import Batch, OnStep, Steps, Watch, last_checkpoint, step_records, trainer_options
+from evoprompt.steps import Batch, OnStep, Steps, Watch, at_judge, last_checkpoint, step_records, trainer_options
 
 # TRL insists on a tokenizer and on ids that end and pad a text. Ours never ends one: answers are ids of our own.
 _WORD, _IDS = "-", {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
@@ -244,9 +244,8 @@ def grpo_trainer(
     }
     rows = Dataset.from_dict({"prompt": list(range(config.steps * width))})
     model = PromptedJudge(answers, prompt, Steps(batches, config.steps, seed), width)
-    return _trainer()(
-        model, grpo.beta, config.gamma, args=GRPOConfig(**options), train_dataset=rows, processing_class=_tokenizer()
-    )
+    arguments = at_judge(GRPOConfig(**options), judge.device)
+    return _trainer()(model, grpo.beta, config.gamma, args=arguments, train_dataset=rows, processing_class=_tokenizer())
 
 
 def _roll_out(prompts: list[int], trainer: Any) -> dict[str, Any]:

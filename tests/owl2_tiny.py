@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
@@ -19,21 +20,21 @@ SIDE, QUERIES, VOCABULARY = 32, 3, 48
 WORDS = ["<unk>", "<s>", "</s>", "USER:", "ASSISTANT:", "rate", "this", "good", "poor", "is"]
 
 
-def tiny_config(**fields: object) -> Owl2Config:
+def tiny_config(layers: int = 3, **fields: object) -> Owl2Config:
     vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE)
     abstractor = dict(hidden_size=16, encoder_hidden_size=16, intermediate_size=20, num_hidden_layers=2)
     return Owl2Config(
-        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=4,
         vision_config=vision | {"patch_size": 8},
         abstractor_config=abstractor | {"num_attention_heads": 2, "num_learnable_queries": QUERIES, "grid_size": 4},
         **fields,
     )  # fmt: skip
 
 
-def tiny_model(attention: str = "sdpa", spread: float = 0.2) -> Owl2ForConditionalGeneration:
+def tiny_model(attention: str = "sdpa", spread: float = 0.2, **fields: Any) -> Owl2ForConditionalGeneration:
     """Frozen, in evaluation mode; weights large enough that every input matters."""
     torch.manual_seed(0)
-    model = Owl2ForConditionalGeneration._from_config(tiny_config(), attn_implementation=attention)
+    model = Owl2ForConditionalGeneration._from_config(tiny_config(**fields), attn_implementation=attention)
     for parameter in model.parameters():
         parameter.data += spread * torch.randn_like(parameter)
     return model.eval().requires_grad_(False)
@@ -73,7 +74,7 @@ def writing_family() -> Family:
     return replace(owl2, rate=(rate,), compare=(compare,))
 
 
-def tiny_writer() -> OwlJudge:
+def tiny_writer(**fields: Any) -> OwlJudge:
     """A judge around the tiny model that can write: random words, some of which end a sentence."""
     spoken = [*REASON.split(), "bad", "fair", "excellent", "first", "second", "soft.", "clear.", "dark."]
     words = [*WORDS, *spoken]
@@ -85,6 +86,6 @@ def tiny_writer() -> OwlJudge:
     tokenizer = Owl2Tokenizer(tokenizer_object=backend, **special)
     constants = Owl2ImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3)
     processor = Owl2Processor(constants, tokenizer, num_image_tokens=QUERIES + 1)
-    model = tiny_model()
+    model = tiny_model(**fields)
     model.config.image_token_index = processor.image_token_id
     return OwlJudge(model, processor, "tiny", "0", writing_family())

@@ -21,7 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from evoprompt.owl2.configuration import Owl2Config
-from evoprompt.owl2.sharing import Passage
+from evoprompt.owl2.sharing import Beginning, Passage
 from evoprompt.owl2.vision import Owl2PreTrainedModel, Owl2VisionModel, Owl2VisualAbstractor, eager_attention
 from evoprompt.owl2.ways import IMAGE, TEXT, Ways
 
@@ -98,11 +98,13 @@ class Owl2Attention(nn.Module):
             attention_mask = None  # the last position sees every other one
         else:
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        if past_key_values is not None:
+        if isinstance(past_key_values, Passage):
+            past_key_values.take(key, value)
+            if past_key_values.before is not None:
+                seen = past_key_values.look_back(query, key, value, attention_mask, self.scaling)
+                return self.o_proj(seen.reshape(batch, query.shape[2], -1)), None
+        elif past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        if isinstance(past_key_values, Passage) and past_key_values.before is not None:
-            seen = past_key_values.look_back(query, key, value, attention_mask, self.scaling, self.layer_idx)
-            return self.o_proj(seen.reshape(batch, query.shape[2], -1)), None
         dropout = self.config.attention_dropout if self.training else 0.0
         # Called by this name in this file: set_attn_implementation() looks for it in the source.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -250,10 +252,10 @@ class Owl2Model(Owl2PreTrainedModel):
             states = layer(states, ways, rotary, attention_mask=mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(states), past_key_values=past_key_values)
 
-    def last_state(self, segments: Sequence[Tensor], passage: Passage | None = None) -> Tensor:
+    def last_state(self, segments: Sequence[Tensor], passages: Sequence[Passage] | None = None) -> Tensor:
         """The state after the last of these segments, see ``Owl2ForConditionalGeneration.answer_logits``; (B, D).
 
-        With a passage, they go on from ``passage.before``, and it keeps what is read if it is to.
+        With a passage for each layer, they go on from what was before, and it keeps what is read if it is to.
         """
         batch = next((segment.shape[0] for segment in segments if segment.ndim == 3), 1)
         dtype, device = self.embed_tokens.weight.dtype, self.embed_tokens.weight.device
@@ -261,16 +263,17 @@ class Owl2Model(Owl2PreTrainedModel):
         pieces = [self.embed_tokens(part.to(device)) if part.ndim == 1 else part.to(device, dtype) for part in segments]
         states = torch.cat([piece.expand(batch, -1, -1) for piece in pieces], dim=1)
         ways = Ways.of_runs([run for run in runs if run[1]], device)
-        before = None if passage is None else passage.before
-        start, length = 0 if before is None else before.length, states.shape[1]
+        before = None if passages is None else passages[0].before
+        start, length = 0 if before is None else before[0].shape[2], states.shape[1]
         rotary = self.rotary_emb(states, position_ids=torch.arange(start, start + length, device=device)[None])
         mask = None
         if before is not None or self.config._attn_implementation == "eager":  # the others see to causality themselves
             mask = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
-        for layer in self.layers[:-1]:
+        *inner, final = (None for _ in self.layers) if passages is None else passages
+        for layer, passage in zip(self.layers, inner, strict=False):
             states = layer(states, ways, rotary, attention_mask=mask, past_key_values=passage)
         # Of the last layer only one position is asked for; keys and values are those of all.
-        states = self.layers[-1](states, ways, rotary, past_key_values=passage, last_only=True)
+        states = self.layers[-1](states, ways, rotary, past_key_values=final, last_only=True)
         last: Tensor = self.norm(states)[:, 0]
         return last
 
@@ -307,7 +310,7 @@ class Owl2ForConditionalGeneration(Owl2PreTrainedModel, GenerationMixin):
         return tokens
 
     @torch.no_grad()
-    def read(self, segments: Sequence[Tensor], before: Passage | None = None) -> Passage:
+    def read(self, segments: Sequence[Tensor], before: Beginning | None = None) -> Beginning:
         """Read the beginning of a text once, for any number of rows that go on from it; no gradient passes it.
 
         Args:
@@ -317,11 +320,11 @@ class Owl2ForConditionalGeneration(Owl2PreTrainedModel, GenerationMixin):
         Returns:
             What was read, ``before`` included.
         """
-        passage = Passage(before)
-        self.model.last_state(segments, passage)
-        return passage
+        passages = [Passage() for _ in self.model.layers] if before is None else [Passage(part) for part in before]
+        self.model.last_state(segments, passages)
+        return [passage.read for passage in passages if passage.read is not None]
 
-    def answer_logits(self, segments: Sequence[Tensor], answer_ids: Tensor, before: Passage | None = None) -> Tensor:
+    def answer_logits(self, segments: Sequence[Tensor], answer_ids: Tensor, before: Beginning | None = None) -> Tensor:
         """Logits of a few answers after a text with images: no mask, one position, only the asked rows of the head.
 
         Args:
@@ -339,7 +342,8 @@ class Owl2ForConditionalGeneration(Owl2PreTrainedModel, GenerationMixin):
         known = all(len(shape) in (1, 3) for shape in shapes)
         if not known or not shapes or len(shapes[-1]) != 1 or shapes[-1] == (0,):
             raise ValueError(f"segments are (n,) ids or (B, T, D) visual tokens and end with ids; got shapes {shapes}")
-        state = self.model.last_state(segments, None if before is None else Passage(before, kept=False))
+        passages = None if before is None else [Passage(part, kept=False) for part in before]
+        state = self.model.last_state(segments, passages)
         rows = self.lm_head.weight[answer_ids.to(self.lm_head.weight.device)]
         with torch.autocast(state.device.type, enabled=False):
             return nn.functional.linear(state.float(), rows.float())

@@ -204,6 +204,7 @@ def load_owl2(
     Raises:
         OSError: when files are missing or cannot be fetched.
         ValueError: when they are not of this model: wrong type, missing or damaged weights, a larger tokenizer.
+        torch.OutOfMemoryError: when the device has not enough memory for them.
     """
     pinned = resolve_revision(path_or_id, revision)
     options = {} if pinned is None else {"revision": pinned}
@@ -224,6 +225,8 @@ def load_owl2(
             path_or_id, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
             **options, **fewer_bits,
         )  # fmt: skip
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path_or_id}: a weight file cannot be read: {reason}; fetch the checkpoint again") from error

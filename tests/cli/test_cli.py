@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from conftest import write_photos
 
-from evoprompt import __version__, judge
+from evoprompt import __version__, judge, lifecycle
 from evoprompt.cli import main
 from evoprompt.evolution import Evolution
+from evoprompt.training import PromptedRating
 
 TINY = [
     "-r", "nano", "--device", "cpu",
@@ -98,6 +100,68 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(photos: Path, tmp_path: Pa
     )
     assert [line.split()[0] for line in result.stderr.splitlines()[-5:-1]] == ["forwards", "flops", "memory", "time"]
     assert not (tmp_path / "r").exists()
+
+
+def _full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.5 GiB of which 1 is free."
+    )
+
+
+HELP = "does not fit the memory of cpu (CUDA out of memory. Tried to allocate 2.00 GiB). What helps: "
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_that_does_not_fit_says_what_helps_and_the_run_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    out = tmp_path / "r"
+    with monkeypatch.context() as patched:
+        patched.setattr(PromptedRating, "forward", _full)
+        patched.setattr(lifecycle, "world", lambda: processes)
+        result = run("evolve", "--unlabeled", photos, "-o", out, "--rounds", 1, "--force", *TINY)
+    assert result.exit_code == 1
+    assert f"Error: a training step of 6 images {HELP}-s judge.checkpointing=true" in result.stderr
+    assert "a smaller pairs.group or judge.quantization=8bit or 4bit." in result.stderr
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    votes = (out / "rounds/.001.tmp/votes.jsonl").read_bytes()
+    refused = run("resume", out, "-s", "pairs.group=3")
+    assert refused.exit_code == 2 and "pairs.group: 6 -> 3 would make" in refused.stderr
+    assert "what may change is rounds, judge.checkpointing, " in refused.stderr
+    result = run("resume", out, "-s", "judge.checkpointing=true")
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+    assert "  checkpointing: true" in (out / "recipe.yaml").read_text()
+    assert votes and (out / "rounds/001/votes.jsonl").read_bytes() == votes
+
+
+def test_a_dry_run_whose_step_does_not_fit_says_what_is_known_and_what_helps(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PromptedRating, "forward", _full)
+    out, keys = tmp_path / "r", [*TINY, "-s", "judge.checkpointing=true"]
+    result = run("evolve", "--unlabeled", photos, "-o", out, "--dry-run", *keys)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == ["forwards", "flops", "memory", "Error:"]
+    assert f"{HELP}more GPUs that share a step" in lines[-1] and not out.exists()
+
+
+def test_a_judge_that_does_not_fit_says_what_helps(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "load_owl2", _full)
+    result = run("score", photos, "--device", "cpu")
+    assert result.exit_code == 2
+    assert "'owl2-nano' does not fit the memory of cpu (CUDA out of memory. Tried" in result.stderr
+    assert "--dtype 8bit or 4bit" in result.stderr
+
+
+def test_what_processes_do_not_share_is_refused_under_a_launcher(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = run("score", photos)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "would do all of 'score'; several processes share the work of evolve, train, resume only" in result.stderr
+    assert run("evolve", "--help").exit_code == 0
 
 
 def test_score_prints_one_row_an_image_on_stdout(photos: Path, finished: Path) -> None:

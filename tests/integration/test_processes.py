@@ -17,8 +17,9 @@ import torch
 from conftest import BORDER, SIDE, ScriptedJudge, write_photos
 
 from evoprompt.config import PixelConfig, Recipe, TrainConfig
+from evoprompt.errors import JudgeError
 from evoprompt.lifecycle import new_prompt
-from evoprompt.processes import first_of_machine, from_first, in_turns, joined, rank, whole, world
+from evoprompt.processes import first_of_machine, from_first, in_turns, joined, peak_memory_mib, rank, whole, world
 from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.runs import read_lines
 from evoprompt.steps import Batch, Steps
@@ -95,6 +96,7 @@ def test_two_processes_make_the_run_of_one(place: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[0]) == 6
     # People are told once.
     assert said[1].count("report   ") == 1 and said[1].count("images   16 found") == 1
+    assert "FutureWarning" not in said[1]
 
 
 SCORING = """
@@ -190,6 +192,19 @@ def test_the_peak_of_memory_is_not_that_of_the_program_that_started_this_one() -
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     own, inherited = map(int, done.stdout.split())
     assert 50e6 < own < 950e6 < inherited
+
+
+def test_the_peak_is_that_of_the_judges_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**20 * (device.index or 0))
+    assert peak_memory_mib(torch.device("cuda:3")) == 3.0
+    assert peak_memory_mib(torch.device("cpu")) > 50
+
+
+def test_several_processes_are_not_sent_to_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(JudgeError, match="cuda:1 would send all processes.*give --device cuda"), joined("cuda:1"):
+        pass
 
 
 def test_alone_everything_is_done_here() -> None:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import BORDER, ScriptedJudge
+from conftest import BORDER, SIDE, ScriptedJudge, base_picture
+from transformers import TrainingArguments
 
-from evoprompt.config import JudgeConfig, LadderConfig, PairsConfig, PixelConfig, Recipe, TrainConfig, VoteConfig
+from evoprompt.config import (
+    GrpoConfig,
+    JudgeConfig,
+    LadderConfig,
+    PairsConfig,
+    PixelConfig,
+    Recipe,
+    TrainConfig,
+    VoteConfig,
+)
 from evoprompt.errors import DataError, RunError
 from evoprompt.images import ImageSet
 from evoprompt.judge import NANO, load_judge
@@ -17,7 +29,8 @@ from evoprompt.lifecycle import evolve, new_prompt
 from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import fits
-from evoprompt.training import PromptedRating
+from evoprompt.steps import Batch, only
+from evoprompt.training import PromptedRating, train_prompt
 
 
 def test_a_run_changes_no_parameter_of_the_judge_and_gives_none_a_gradient(toys: ImageSet, tmp_path: Path) -> None:
@@ -83,3 +96,55 @@ def test_a_prompt_of_another_judge_is_refused_with_the_judge_to_load(
     with pytest.raises(DataError, match="Load that one with --judge MAGAer13"):
         evolve(quick, toys, tmp_path / "run", ScriptedJudge(), init_prompt=prompt)
     assert not (tmp_path / "run").exists()
+
+
+SAMPLED = GrpoConfig(estimator="sampled", engine="trl", kl="k3", advantage="centred", answers=4)
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two GPUs, as transformers finds it: it takes the first, and both for every step."""
+    found = TrainingArguments.__dict__["_setup_devices"].func
+
+    def both(arguments: TrainingArguments) -> torch.device:
+        found(arguments)
+        arguments._n_gpu = 2
+        arguments.distributed_state.device = torch.device("meta")
+        return torch.device("meta")
+
+    device = cached_property(both)
+    device.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", device)
+
+
+@pytest.mark.parametrize("grpo", [GrpoConfig(), SAMPLED])
+def test_one_process_trains_at_the_judge_and_uses_every_step_once(
+    two_cards: None, quick: Recipe, tmp_path: Path, grpo: GrpoConfig
+) -> None:
+    judge = ScriptedJudge()
+    objective = "fidelity" if grpo.engine == "native" else "grpo"
+    train = TrainConfig(objective=objective, steps=6, save_every=6)  # type: ignore[arg-type]
+    recipe = replace(quick, train=train, grpo=grpo, prompt=PixelConfig(size=BORDER))
+    noise = np.random.default_rng(0).normal(0, 0.02, (3, 4, 1, 3, SIDE, SIDE))
+    views = ((base_picture().transpose(2, 0, 1) + noise).clip(0, 1) * 255).astype(np.uint8)
+    read: list[int] = []
+
+    def batch(number: int) -> Batch:
+        def reader(rows: np.ndarray) -> np.ndarray:
+            read.append(number)
+            return views[number][rows]
+
+        return Batch(reader, np.array([[0, 1], [2, 3]]), np.array([1.0, 0.0]), 4)
+
+    prompt = new_prompt(recipe, judge)
+    steps = train_prompt(judge, prompt, [batch(k) for k in range(3)], recipe, (0, 1), tmp_path, lambda *_: None)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert sorted(read) == [0, 0, 1, 1, 2, 2]  # six steps, twice through three batches
+    assert prompt.theta.device == judge.device and prompt.theta.any()
+
+
+def test_a_step_of_several_items_is_refused() -> None:
+    item = {"pixels": torch.zeros(1, 3, 4, 4)}
+    assert only([item]) is item
+    with pytest.raises(ValueError, match="too many values"):
+        only([item, item])

@@ -36,17 +36,20 @@ def every_order(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize(("head", "middle"), [(HEAD, MIDDLE), (HEAD, NOTHING), (NOTHING, MIDDLE)])
-def test_rows_that_go_on_from_a_passage_say_what_whole_rows_say(attention: str, head: Tensor, middle: Tensor) -> None:
-    model = tiny_model(attention)
+def test_rows_that_go_on_from_a_passage_say_what_whole_rows_say(
+    attention: str, key_heads: int, head: Tensor, middle: Tensor
+) -> None:
+    model = tiny_model(attention, num_key_value_heads=key_heads)
     with torch.no_grad():
         seen = model.get_visual_tokens(pixels(5))
         first, second = seen[:2], seen[[2, 3, 4, 4, 0, 2]]
         whole = model.answer_logits([head, first.repeat_interleave(3, 0), middle, second, TAIL], ANSWERS)
         beginning = model.read([head]) if len(head) else None
         begun = model.read([first, middle], beginning)
-        assert begun.length == len(head) + seen.shape[1] + len(middle)
-        assert begun.keys[0].shape[0] == 2  # one copy of what three rows share
+        assert begun[0][0].shape[2] == len(head) + seen.shape[1] + len(middle)
+        assert begun[0][0].shape[0] == 2  # one copy of what three rows share
         torch.testing.assert_close(model.answer_logits([second, TAIL], ANSWERS, begun), whole, atol=1e-5, rtol=0)
 
 

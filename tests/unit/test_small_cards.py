@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +175,46 @@ def test_compiled_layers_compute_the_same(fresh_compiler: None) -> None:
     for found, expected in zip(asked(model, pixels(2)), asked(tiny_model(), pixels(2)), strict=True):
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
+
+
+def test_equal_layers_share_a_graph_for_each_kind_of_pass(fresh_compiler: None) -> None:
+    judge, plain = tiny_writer(layers=10), tiny_writer(layers=10)
+    made, ran, calls = 0, 0, 0
+
+    def counting(graph: torch.fx.GraphModule, _examples: object) -> Callable[..., object]:
+        nonlocal made
+        made += 1
+
+        def run(*arguments: object) -> object:
+            nonlocal ran
+            ran += 1
+            return graph.forward(*arguments)
+
+        return run
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    language = judge.model.model.layers  # where graphs could differ by layer; tower and abstractor take as long again
+    compile_layers(language, backend=counting)  # type: ignore[arg-type]
+    for layer in language:
+        layer.register_forward_pre_hook(count)
+    images = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+
+    def vote(one: OwlJudge) -> Tensor:
+        with torch.no_grad():
+            seen = one.encode(images)
+            rated = one.rate(seen, one.family.rate[0])
+        return torch.cat([one.compare_among(seen, pairs, one.family.compare[0]).flatten(), rated.flatten()])
+
+    known = []
+    for work in (vote, vote, lambda one: training_step(one)[1], vote):
+        torch.testing.assert_close(work(judge), work(plain), rtol=1e-4, atol=1e-4)
+        known.append(made)
+    assert ran == calls > 10 * 10  # all of them compiled
+    assert known[0] == known[1] and known[2] == known[3] <= 12  # not one for each of 10 layers; torch would stop at 8
 
 
 @pytest.mark.slow
