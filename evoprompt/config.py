@@ -77,7 +77,7 @@ class VoteConfig:
     source: Literal["compare", "rate", "both"] = opt("compare", "ask which of two is better, rate each, or both")
     wordings: int = opt(2, "wordings of the question", within="[1, 16]")
     views: int = opt(2, "views of an image (flip, crops)", within="[1, 16]")
-    draws: int = opt(32, "answers drawn a pair; mode sampled only", within="[1, inf)")
+    draws: int = opt(32, "answers drawn a pair from each source of vote.source; mode sampled only", within="[1, inf)")
     min_confidence: float = opt(0.6, "share of the votes a winner needs for its pair to be used", within="[0.5, 1)")
     targets: Literal["hard", "soft"] = opt("hard", "train on the winner, or on the share of votes")
     prompted: bool = opt(True, "vote with the prompt accepted so far; false = the bare judge votes in every round")
