@@ -228,9 +228,12 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """12 hex digits over the keys that define a run; rounds and other horizon keys are left out."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that define a run under their dotted names: all but those that may change in a continued run."""
         values = self.flat()
-        identity = {key.name: values[key.name] for key in describe_keys() if not key.horizon}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return {key.name: values[key.name] for key in describe_keys() if not key.horizon}
 
     def differences(self, other: Recipe) -> list[str]:
         """Keys whose values differ, as ``train.lr: 0.05 -> 0.1``, this recipe's value first."""
