@@ -24,7 +24,8 @@ class _Out(click.Path):
 
         if not self.dir_okay and not path.parent.is_dir():
             raise StartError(f"there is no folder {path.parent} for {path.name}. Make it, or choose another --out.")
-        check_place(path if self.dir_okay else path.parent)
+        if self.dir_okay or not path.exists():  # a file that is there may be a device in a folder of the system's
+            check_place(path if self.dir_okay else path.parent)
         return path
 
 
