@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evoprompt.errors import DataError
-from evoprompt.options import PATH, SOME_UNUSABLE, combine, fail, with_machine, with_seen
+from evoprompt.options import OUT_FILE, OUT_FOLDER, PATH, SOME_UNUSABLE, combine, fail, with_machine, with_seen
 
 if TYPE_CHECKING:
     from evoprompt.measuring import Request
@@ -34,7 +34,7 @@ with_protocol = combine(
 @click.command()
 @click.argument("prompts", nargs=-1)
 @click.option("--eval-mos", type=PATH, help="Images and human scores; not needed for a scores.csv that has them.")
-@click.option("-o", "--out", type=PATH, help="Folder for evaluation.json, scores.csv, table.md and table.tex.")
+@click.option("-o", "--out", type=OUT_FOLDER, help="Folder for evaluation.json, scores.csv, table.md and table.tex.")
 @with_protocol
 def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
     """Agreement with human scores: SRCC, PLCC, KRCC, RMSE with intervals.
@@ -59,7 +59,9 @@ def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **option
 @click.command()
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--eval-mos", type=PATH, help="Images and human scores; not needed for a scores.csv that has them.")
-@click.option("-o", "--out", type=PATH, help="Folder for comparison.json and .html, scores.csv, table.md and .tex.")
+@click.option(
+    "-o", "--out", type=OUT_FOLDER, help="Folder for comparison.json and .html, scores.csv, table.md and .tex."
+)
 @click.option(
     "--vote-pairs",
     default=2000,
@@ -96,7 +98,7 @@ def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int, as_json
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, help="Markdown file to write the table to, too.")
+@click.option("-o", "--out", type=OUT_FILE, help="Markdown file to write the table to, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def aggregate(results: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Median, mean and standard deviation over seeds and splits.
@@ -124,7 +126,7 @@ def aggregate(results: tuple[Path, ...], out: Path | None, as_json: bool) -> Non
     type=PATH,
     help="Images and human scores of a domain, in training order; repeatable.",
 )
-@click.option("-o", "--out", type=PATH, help="Folder for continual.json and table.md.")
+@click.option("-o", "--out", type=OUT_FOLDER, help="Folder for continual.json and table.md.")
 @click.option("--statistic", default="srcc", help="srcc, plcc, krcc or plcc_logistic4.")
 @with_protocol
 def continual(

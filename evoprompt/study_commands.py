@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from evoprompt import __version__
-from evoprompt.options import PATH, PROMPT_HELP, with_machine, with_seen
+from evoprompt.options import OUT_FOLDER, PATH, PROMPT_HELP, with_machine, with_seen
 
 
 @click.command()
@@ -22,7 +22,9 @@ from evoprompt.options import PATH, PROMPT_HELP, with_machine, with_seen
 @click.option("--partners", default=10, type=click.IntRange(min=2), help="Images each image is paired with.")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="Of the pairs and groups of four.")
 @with_seen
-@click.option("-o", "--out", required=True, type=PATH, help="Folder for answers and tables; continues what is there.")
+@click.option(
+    "-o", "--out", required=True, type=OUT_FOLDER, help="Folder for answers and tables; continues what is there."
+)
 @click.option("--batch-size", default=16, type=click.IntRange(min=1), help="Questions at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @with_machine

@@ -128,7 +128,7 @@ def test_the_command_goes_from_labels_to_table_plot_and_answers_and_continues(
     assert more[: len(lines)] == lines and len(more) == len(lines) + 12 * 4
     assert (out / "study.html").read_text().count("<svg") == 1
     other = run(*command, "--partners", 4, "--systems", "single-standard")
-    assert other.exit_code == 1 and "differs in partners (then 2, now 4)" in other.stderr
+    assert other.exit_code == 2 and "differs in partners (then 2, now 4)" in other.stderr
 
 
 def test_two_sets_stand_beside_each_other(distorted: Path, tmp_path: Path) -> None:
