@@ -22,6 +22,7 @@ from evoprompt.runs import write_json
 from evoprompt.score_files import Column, Target
 from evoprompt.soft_labels import soft_labels
 from evoprompt.stats import (
+    LEAST,
     Difference,
     Interval,
     Reading,
@@ -34,6 +35,7 @@ from evoprompt.stats import (
     plcc,
     read,
     srcc,
+    undefined,
 )
 
 if TYPE_CHECKING:
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
 STATISTICS: Mapping[str, Statistic] = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
 MAPPED: Mapping[str, Statistic] = {"plcc_logistic4": plcc4, "plcc_logistic5": plcc5, "rmse_logistic4": rmse4}
 COMPARED = (*STATISTICS, "plcc_logistic4")
-LEAST = 5
-"""Images below which nothing is measured."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _check(mos: np.ndarray) -> None:
 
 def _read(statistic: Statistic, scores: np.ndarray, mos: np.ndarray, how: Mapping[str, Any]) -> Reading:
     reading = read(statistic, scores, mos, **how)
-    if math.isnan(reading.value) and not reading.reason:
+    if math.isnan(reading.value) and not undefined(scores, mos):
         fit = logistic4(scores, mos) if statistic in (plcc4, rmse4) else logistic5(scores, mos)
         return reading._replace(reason=fit.reason or "no two images lie so far apart in MOS")
     return reading

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evoprompt import __version__
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.evaluation import Protocol, complete, evaluate_columns
 from evoprompt.labels import Labels, read_labels, without_seen
 from evoprompt.questions import LEVELS
@@ -195,7 +195,7 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
 def _protocol(protocol: Protocol, target: Target) -> dict[str, Any]:
     units = set(target.groups or ())
     single = len(units) in (0, len(target.mos))
-    clusters = "images" if single else f"{len(units)} {target.grouping}s, the images of one together"
+    clusters = "images" if single else f"{counted(len(units), target.grouping)}, the images of one together"
     return {
         "clusters": clusters,
         "n_boot": protocol.n_boot,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evoprompt.charts import STYLE, interval_chart
 from evoprompt.logistic import logistic4
 from evoprompt.runs import write_json, write_text
-from evoprompt.stats import Interval, bootstrap, pair_accuracy, plcc, srcc, undefined
+from evoprompt.stats import LEAST, Interval, bootstrap, pair_accuracy, plcc, srcc, undefined
 from evoprompt.study import Answer, Plan
 from evoprompt.study_questions import System
 from evoprompt.thurstone import scale_from_pairs
@@ -187,11 +187,12 @@ def row_of(plan: Plan, system: System, found: Found, seed: int = 0) -> Row:
 
 
 def mean_interval(values: NDArray[np.float64], seed: int = 0, n_boot: int = N_BOOT) -> Interval:
-    """Mean of the values (R,) of references with a 95 % bootstrap interval over them; NaN are left out."""
+    """Mean of the values (R,) of references with a 95 % bootstrap interval over five or more; NaN are left out."""
     known = values[np.isfinite(values)]
-    if len(known) < 2:
+    if len(known) < LEAST:
         mean = float(known.mean()) if len(known) else math.nan
-        return Interval(mean, math.nan, math.nan, f"{len(known)} references have a value; 2 are needed")
+        has = "reference has" if len(known) == 1 else "references have"
+        return Interval(mean, math.nan, math.nan, f"{len(known)} {has} a value; at least {LEAST} are needed")
     drawn = np.random.default_rng(seed).integers(len(known), size=(n_boot, len(known)))
     low, high = np.quantile(known[drawn].mean(axis=1), (0.025, 0.975))
     return Interval(float(known.mean()), float(low), float(high))
