@@ -19,7 +19,7 @@ from evoprompt.errors import DataError, listed
 from evoprompt.labels import Labels
 from evoprompt.questions import LEVELS
 from evoprompt.runs import write_text
-from evoprompt.tables import Table, read_table
+from evoprompt.tables import Table, match_images, read_table
 
 Floats = NDArray[np.float64]
 KINDS = ("bare", "votes", "label-free", "mixed", "supervised", "control", "other")
@@ -113,23 +113,16 @@ class ScoreFile:
     def on(self, names: Sequence[str], paths: Sequence[Path]) -> list[Column]:
         """The columns in the order of other images.
 
-        Images are matched by name, then by path, then by file name where that is unique.
+        Images are matched by name, then by path, then by file name where that is unique on both sides.
 
         Args:
             names: What the images are called there.
             paths: Where they lie; as many.
 
         Raises:
-            DataError: when images have no row.
+            DataError: when images have no row, or it is not clear which.
         """
-        places = {str(Path(name).resolve()): row for row, name in enumerate(self.images)}
-        bare = [Path(name).name for name in self.images]
-        unique = {name: row for row, name in enumerate(bare) if bare.count(name) == 1} if len(bare) < 20_000 else {}
-        exact = {name: row for row, name in enumerate(self.images)}
-        found = [
-            exact.get(name, places.get(str(path.resolve()), unique.get(path.name)))
-            for name, path in zip(names, paths, strict=True)
-        ]
+        found = match_images(self.path, self.images, names, paths)
         lost = [name for name, row in zip(names, found, strict=True) if row is None]
         if lost:
             raise DataError(

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import fit_image, read_image
 from evoprompt.judge import Judge
 from evoprompt.labels import Labels
 from evoprompt.stimuli import difficult, difficult_references, hardness, proxy_prediction, to_hundred
-from evoprompt.tables import read_table
+from evoprompt.tables import match_images, read_table
 from evoprompt.tracking import Update
 
 PROXY_COLUMNS = ("score", "prediction", "proxy")
@@ -147,20 +147,20 @@ def find_references(folder: Path, groups: Sequence[str] | None, name: str) -> tu
 def read_proxy(path: Path, data: StudySet) -> NDArray[np.float64]:
     """The scores (N,) that a file, such as one written by ``evoprompt score``, gives the images of a set.
 
-    Rows are matched by name; where a file names whole paths, by the last part of them.
+    Rows are matched as those of any scores file, see ``tables.match_images``.
 
     Raises:
-        DataError: when images of the set have no score, or cells are not finite numbers; all at once.
+        DataError: when an image has two rows, or it is not clear which; when images of the set have no score, or cells
+            are not finite numbers; all at once.
     """
     table = read_table(path)
     column = table.require(PROXY_COLUMNS, "the proxy's score")
     names = table.image_names()
-    cells = dict(zip(names, (row[column] for row in table.rows), strict=True))
-    last = Counter(Path(name).name for name in names)
-    short = {Path(name).name: name for name in names if last[Path(name).name] == 1}
-    values, problems = [], []
-    for name in data.names:
-        cell = cells.get(name, cells.get(short.get(Path(name).name, ""), ""))
+    if twice := [name for name, rows in Counter(names).items() if rows > 1]:
+        raise DataError(f"{path} has several rows of {counted(len(twice), 'image')}: {listed(twice)}. Keep one each.")
+    cells, values, problems = table.cells(column), [], []
+    for name, row in zip(data.names, match_images(path, names, data.names, data.paths), strict=True):
+        cell = "" if row is None else cells[row]
         try:
             value = float(cell)
         except ValueError:

@@ -83,6 +83,16 @@ def test_images_are_matched_by_name_then_path_then_file_name(tmp_path: Path) -> 
     assert column.scores.tolist() == [1, 2, 3]
 
 
+def test_a_file_name_that_several_images_share_belongs_to_none_of_them(tmp_path: Path) -> None:
+    names = ["a/0.png", "b/0.png", "a/1.png"]
+    paths = [tmp_path / name for name in names]
+    (tmp_path / "s.csv").write_text("image,score\n0.png,1\n1.png,2\n")
+    with pytest.raises(DataError, match=r"file names that several images share: a/0.png; b/0.png. Call them there as"):
+        read_scores(tmp_path / "s.csv").on(names, paths)
+    (tmp_path / "s.csv").write_text("image,score\na/0.png,1\nb/0.png,2\nelsewhere/1.png,3\n")
+    assert read_scores(tmp_path / "s.csv").on(names, paths)[0].scores.tolist() == [1, 2, 3]
+
+
 def test_images_without_a_row_are_named(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("image,score\na.png,1\nx/b.png,2\ny/b.png,3\n")
     with pytest.raises(DataError, match=r"has no row for 1 of 2 images with human scores: b.png. Score them, too"):
