@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.labels import Labels
 from evoprompt.questions import LEVELS
 from evoprompt.runs import write_text
@@ -189,7 +189,8 @@ def read_scores(path: Path) -> ScoreFile:
     value.
 
     Raises:
-        DataError: columns are missing, cells are not numbers, an image comes twice, or prompts have different images.
+        DataError: columns are missing, cells are not numbers, an image comes twice, or prompts have different images or
+            different human scores of them.
     """
     table = read_table(path)
     names = table.image_names()
@@ -209,7 +210,16 @@ def read_scores(path: Path) -> ScoreFile:
             f"{path}: {listed(uneven)} and {first} have scores of different images. Score all prompts on the same ones."
         )
     columns = tuple(_column(table, prompt, [rows[name] for name in images]) for prompt, rows in blocks.items())
-    target = _target(table, list(images.values())) if table.find(("mos",)) is not None else None
+    if table.find(("mos",)) is None:
+        return ScoreFile(path, tuple(images), columns, None)
+    target = _target(table, list(images.values()))
+    for prompt, rows in blocks.items():
+        mos = _numbers(table, "mos", [rows[name] for name in images])
+        if wrong := [name for name, one, other in zip(images, target.mos, mos, strict=True) if one != other]:
+            raise DataError(
+                f"{path}: {first} and {prompt} have different human scores of {counted(len(wrong), 'image')}: "
+                f"{listed(wrong)}. Give every image one, the same in all its rows."
+            )
     return ScoreFile(path, tuple(images), columns, target)
 
 

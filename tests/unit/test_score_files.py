@@ -112,6 +112,10 @@ def test_images_without_a_row_are_named(tmp_path: Path) -> None:
         ("image,prompt,score\na.png,x,1\nb.png,y,2\n", "y and x have scores of different images"),
         ("image,score,kind\na.png,1,magic\n", "line 2: kind 'magic' is not known; use one of bare, votes"),
         ("image,score,mos,mos_range\na.png,1,2,5\n", "column 'mos_range': '5' is not a scale; write its ends as 1..5"),
+        (
+            "image,prompt,score,mos\na,p,1,1\nb,p,2,2\na,q,1,2\nb,q,2,1\n",
+            "p and q have different human scores of 2 images: a; b. Give every image one",
+        ),
         ("", "is empty"),
     ],
 )
