@@ -174,7 +174,6 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
             f"warning  these human scores look inverted: the bare judge has SRCC {bare:.2f}. If lower is better, add "
             "--lower-better."
         )
-    judge = f"{items.judge.id}@{items.judge.revision}" if items.scored else "none loaded, scores were read from files"
     body = {
         "schema": SCHEMA,
         "version": __version__,
@@ -183,13 +182,23 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
         "left_out": left_out,
         "split": target.split,
         "direction": target.direction,
-        "seen": request.seen,
-        "judge": judge,
-        "precision": items.judge.precision if items.scored else "",
+        "seen": request.seen if labels else "as the scores file has it",
+        "judge": _of_columns(columns, "judge") or "not stated in the scores file",
+        "precision": _of_columns(columns, "precision"),
         "protocol": _protocol(request.protocol, kept),
         "rows": [row.to_dict() for row in rows],
     }
     return Measured(target, columns, body)
+
+
+def _of_columns(columns: Sequence[Column], key: str) -> str:
+    """The judge or precision of all columns; where they differ, which columns have which; empty when none states it."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        found.setdefault(getattr(column, key), []).append(column.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{value or 'not stated'} for {', '.join(names)}" for value, names in found.items())
 
 
 def _protocol(protocol: Protocol, target: Target) -> dict[str, Any]:
@@ -292,7 +301,8 @@ def _score(request: Request, items: _Items, labels: Labels, console: Console) ->
     ]
     if request.vote_pairs:
         columns.insert(1, _voted(request, items.judge, labels, console))
-    return columns
+    judge, precision = f"{items.judge.id}@{items.judge.revision}", items.judge.precision
+    return [replace(column, judge=judge, precision=precision) for column in columns]
 
 
 def _voted(request: Request, judge: Judge, labels: Labels, console: Console) -> Column:

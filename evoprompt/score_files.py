@@ -82,6 +82,8 @@ class Column:
         scores: (N,) any scale, higher is better; NaN where there is none.
         kind: One of ``KINDS``.
         method: What it is one seed of; the name unless several prompts were given one name.
+        judge: Id and revision of the judge that gave them; empty when that is not known.
+        precision: What its weights were, such as "bfloat16, 8bit"; empty when that is not known.
         levels: (N, 5) predicted level distribution, or None.
         seen: (N,) whether the prompt was trained on the image; None when that is not known.
     """
@@ -90,6 +92,8 @@ class Column:
     scores: Floats
     kind: str = "other"
     method: str = ""
+    judge: str = ""
+    precision: str = ""
     levels: Floats | None = None
     seen: NDArray[np.bool_] | None = None
 
@@ -164,13 +168,14 @@ def write_scores(path: Path, target: Target, columns: Sequence[Column]) -> None:
         fixed["mos_range"] = ["{!r}..{!r}".format(*map(float, target.ends))] * len(target.images)
     if target.groups is not None:
         fixed[target.grouping] = target.groups
-    fixed |= {**target.factors, "split": [target.split] * len(target.images)}
-    writer.writerow([*fixed, "prompt", "kind", "method", "seen", "score", *PREDICTED])
+    fixed |= target.factors
+    fixed |= {name: [getattr(target, name)] * len(target.images) for name in ("split", "direction")}
+    writer.writerow([*fixed, "prompt", "kind", "method", "judge", "precision", "seen", "score", *PREDICTED])
     for column in columns:
         n = len(target.images)
         seen = [""] * n if column.seen is None else [str(int(value)) for value in column.seen]
         levels = [[""] * 5] * n if column.levels is None else [_shown(row) for row in column.levels]
-        own = (column.name, column.kind, column.method or column.name)
+        own = (column.name, column.kind, column.method or column.name, column.judge, column.precision)
         for row, score in enumerate(_shown(column.scores)):
             writer.writerow([*(values[row] for values in fixed.values()), *own, seen[row], score, *levels[row]])
     write_text(path, text.getvalue())
@@ -184,9 +189,9 @@ def read_scores(path: Path) -> ScoreFile:
     """Read a scores file of ``evaluate`` or ``compare``, the CSV of ``score``, or any CSV with image and score.
 
     Columns besides ``image`` and ``score``, all optional: ``prompt`` (several may be in one file), ``kind``,
-    ``method``, ``seen``, ``p_bad`` to ``p_excellent``; ``mos`` (higher is better), ``std``, ``mos_range``,
-    ``reference``, ``text prompt`` or ``group``, ``distortion``, ``level``, ``split``. An empty score is a missing
-    value.
+    ``method``, ``judge``, ``precision``, ``seen``, ``p_bad`` to ``p_excellent``; ``mos`` (higher is better), ``std``,
+    ``mos_range``, ``reference``, ``text prompt`` or ``group``, ``distortion``, ``level``, ``split``, ``direction`` (of
+    the human scores before they were put here). An empty score is a missing value.
 
     Raises:
         DataError: columns are missing, cells are not numbers, an image comes twice, or prompts have different images or
@@ -228,13 +233,15 @@ def _column(table: Table, prompt: str, rows: Sequence[int]) -> Column:
     if kind not in KINDS:
         line = table.lines[rows[0]]
         raise DataError(f"{table.path} line {line}: kind '{kind}' is not known; use one of {', '.join(KINDS)}.")
-    method, seen = _texts(table, "method"), _texts(table, "seen")
+    method, judge, precision, seen = (_texts(table, key) for key in ("method", "judge", "precision", "seen"))
     told = seen is not None and all(seen[row] in ("0", "1") for row in rows)
     levels = _matrix(table, PREDICTED, rows)
     return Column(
         name=prompt,
         kind=kind,
         method=method[rows[0]] if method else prompt,
+        judge=judge[rows[0]] if judge else "",
+        precision=precision[rows[0]] if precision else "",
         scores=_numbers(table, "score", rows, gaps=True),
         levels=None if levels is None or np.isnan(levels).any() else levels,
         seen=np.array([seen[row] == "1" for row in rows]) if seen is not None and told else None,
@@ -248,7 +255,7 @@ def _target(table: Table, rows: Sequence[int]) -> Target:
 
     names, factors = table.image_names(), {name: words(name) for name in FACTORS}
     grouping = next((name for name in GROUPINGS if table.find((name,)) is not None), "group")
-    split, ends = words("split"), words("mos_range")
+    split, ends, direction = words("split"), words("mos_range"), words("direction")
     return Target(
         images=tuple(names[row] for row in rows),
         mos=_numbers(table, "mos", rows),
@@ -258,6 +265,7 @@ def _target(table: Table, rows: Sequence[int]) -> Target:
         factors={name: values for name, values in factors.items() if values is not None},
         ends=scale_ends(ends[0], f"{table.path} column 'mos_range'") if ends else None,
         split=split[0] if split else "none, all images as given",
+        direction=direction[0] if direction else "higher is better in the scores file",
     )
 
 

@@ -112,9 +112,10 @@ def test_a_scores_file_gives_the_same_numbers_again_without_torch(compared: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in (compared, tmp_path))
-    for key in ("n", "rows", "shares", "summaries", "protocol"):
+    for key in ("n", "rows", "shares", "summaries", "protocol", "split", "direction", "judge", "precision"):
         assert first[key] == second[key], key
-    assert "none loaded" in second["judge"]
+    assert second["judge"].startswith("owl2-nano@") and second["precision"] == "float32"
+    assert second["seen"] == "as the scores file has it"
     assert (tmp_path / "scores.csv").read_bytes() == (compared / "scores.csv").read_bytes()
 
 
@@ -138,6 +139,7 @@ def test_other_scores_and_labels_join_by_image(compared: Path, place: Path, tmp_
     assert (body["n"], body["left_out"]) == (14, 2)
     row = body["rows"][-1]
     assert (row["name"], row["kind"], row["seen"], row["srcc"]["value"]) == ("metric", "other", None, 1.0)
+    assert body["judge"].startswith("owl2-nano@") and body["judge"].endswith("; not stated for metric")
     labels = ("--eval-mos", place / "photos" / "labels.csv")
     alone = run("evaluate", tmp_path / "metric.csv", *labels, "--n-boot", 100)
     assert alone.exit_code == 3 and "no scores of the bare judge are among these" in alone.stderr
@@ -161,7 +163,9 @@ def test_inverted_scores_are_said_not_guessed(compared: Path, place: Path, tmp_p
         plain.exit_code == 0 and "these human scores look inverted" in plain.stderr and "--lower-better" in plain.stderr
     )
     assert json.loads(plain.stdout)["rows"][0]["srcc"]["value"] < 0
-    turned = run(*arguments, "--json", "--lower-better")
+    turned = run(*arguments, "--json", "--lower-better", "-o", tmp_path / "turned")
+    again = json.loads(run("evaluate", tmp_path / "turned" / "scores.csv", "--n-boot", 100, "--json").stdout)
+    assert again["direction"] == json.loads(turned.stdout)["direction"] == "lower was better, negated"
     body = json.loads(turned.stdout)
     assert body["rows"][0]["srcc"]["value"] > 0 and body["direction"] == "lower was better, negated"
     assert "inverted" not in turned.stderr
