@@ -235,7 +235,15 @@ def test_a_prompt_may_be_on_the_hub(place: Path, monkeypatch: pytest.MonkeyPatch
         (["aggregate", "LABELS"], "is not a result of"),
         (["continual", "none", "--eval-mos", "LABELS", "--eval-mos", "LABELS"], "1 prompts and 2 domains"),
         (["continual", "OUT"], "the bare judge and 1 prompts are needed, one for each domain"),
-        (["continual", "OUT", "--statistic", "recall"], "prompts are needed"),
+        (["continual", "OUT", "--statistic", "recall"], "'recall' is not one of 'srcc', 'plcc', 'krcc'"),
+        (
+            ["continual", "none", "x=none", "--eval-mos", "A", "--eval-mos", "B"],
+            "the bare judge is no stage of training",
+        ),
+        (
+            ["evaluate", "SCORES", "--min-gap", "-3"],
+            "--min-gap -3 is no difference in MOS; give a number of at least 0",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(
@@ -258,3 +266,35 @@ def test_bad_input_gets_one_sentence(
     result = run(*(places.get(a, a) for a in arguments))
     assert result.exit_code == 2, result.output
     assert message in result.stderr and "Traceback" not in result.output
+
+
+def _no_judge(*_: object, **__: object) -> None:
+    raise AssertionError("a judge was loaded")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval-mos", "FEW"], "4 labelled images are too few for a correlation; give at least 5"),
+        (["--eval-mos", "CONST"], "all 16 human scores are 3; nothing can agree with them"),
+        (["--eval-mos", "LABELS", "--mos-range", "2..2.1"], "human scores lie outside the scale 2..2.1"),
+        (["METRIC", "--eval-mos", "LABELS"], "has no row for 15 of 16 images with human scores: p01.png"),
+        (["--eval-mos", "LABELS", "-o", "FEW"], "few.csv (File exists). Name another folder with -o."),
+        (["--eval-mos", "LABELS", "-o", "FEW/x"], "few.csv/x (Not a directory). Name another folder with -o."),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_judge_is_loaded(
+    arguments: list[str], message: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evoprompt.scoring.judge_for", _no_judge)
+    photos = place / "photos"
+    names = [f"p{k:02d}.png" for k in range(16)]
+    (photos / "few.csv").write_text("image,mos\n" + "".join(f"{name},{k}\n" for k, name in enumerate(names[:4])))
+    (photos / "const.csv").write_text("image,mos\n" + "".join(f"{name},3\n" for name in names))
+    (tmp_path / "metric.csv").write_text("image,score\np00.png,1\n")
+    places = {name.upper(): str(photos / f"{name}.csv") for name in ("few", "const", "labels")}
+    places["METRIC"] = str(tmp_path / "metric.csv")
+    for command in ("evaluate", "compare"):
+        told = [places.get(a, a.replace("FEW/", f"{places['FEW']}/")) for a in arguments]
+        result = run(command, "none", *told, "--n-boot", 100)
+        assert result.exit_code in (1, 2) and message in result.stderr, result.output

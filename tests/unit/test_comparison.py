@@ -164,8 +164,8 @@ def test_few_references_leave_values_without_bounds_and_the_tables_say_so_once_a
     found = body(target, columns)
     assert "NaN" not in json.dumps(found) and found["shares"][0]["share"]["low"] is None
     assert "2 clusters of images drawn together; at least 5" in found["shares"][0]["share"]["reason"]
-    write_results(tmp_path / "r", "comparison", found, target, columns)
-    text = (tmp_path / "r" / "table.md").read_text()
+    write_results(tmp_path, "comparison", found, target, columns)
+    text = (tmp_path / "table.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| free "))
     assert "[" not in row and " – | <.001 |" in row
     assert text.count("2 clusters of images drawn together") == len(columns) + 1  # and the share
