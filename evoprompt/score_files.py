@@ -151,7 +151,7 @@ def target_of(labels: Labels) -> Target:
         groups=labels.groups,
         factors=factors,
         ends=labels.range,
-        split=f"{split}; LEAKY: {labels.leaky.rstrip('.')}" if labels.leaky else split,
+        split=f"{split}; LEAKY: {labels.leaky.removeprefix('leaky: ').rstrip('.')}" if labels.leaky else split,
         grouping=labels.grouping or "group",
         direction="lower was better, negated" if labels.lower_better else "higher is better",
     )

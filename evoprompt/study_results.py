@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoprompt.charts import STYLE, interval_chart
+from evoprompt.labels import Labels
 from evoprompt.logistic import logistic4
 from evoprompt.runs import write_json, write_text
+from evoprompt.score_files import target_of
 from evoprompt.stats import LEAST, Interval, bootstrap, pair_accuracy, plcc, srcc, undefined
 from evoprompt.study import Answer, Plan
 from evoprompt.study_questions import System
+from evoprompt.study_sets import StudySet
 from evoprompt.thurstone import scale_from_pairs
 
 Pair = tuple[int, int]
@@ -207,6 +210,35 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
+def protocol_of(sets: Sequence[StudySet], labels: Sequence[Labels]) -> dict[str, dict[str, Any]]:
+    """What must be known of every set to read a number of it, by its name: file, images, split and direction."""
+    targets = [target_of(one) for one in labels]
+    return {
+        data.name: {"labels": one.path.name, "n": len(one), "split": target.split, "direction": target.direction}
+        for data, one, target in zip(sets, labels, targets, strict=True)
+    }
+
+
+def caption(identity: Mapping[str, Any], protocol: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the table must say about itself, as one paragraph."""
+    sets = "; ".join(
+        f"{name}: {told['labels']}, {told['n']} images; split: {told['split']}; MOS: {told['direction']}"
+        for name, told in protocol.items()
+    )
+    words = (f"{identity['judge']}", identity.get("precision", ""), f"prompt {identity['prompt'][:12]}")
+    return f"{sets}. Judge: {', '.join(word for word in words if word)}. {NOTE}"
+
+
+def stated(identity: Mapping[str, Any], protocol: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> str:
+    """The table with what it must say about itself, and why intervals are missing, as Markdown."""
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.srcc.reason:
+            lacking.setdefault((row.data, row.srcc.reason), []).append(row.system)
+    lines = [f"- {data}, {', '.join(systems)}: {reason}" for (data, reason), systems in lacking.items()]
+    return "\n\n".join([caption(identity, protocol), summary(rows), *lines])
+
+
 def summary(rows: Sequence[Row]) -> str:
     """The table, system x set, as Markdown; a set's header says how many images have scores."""
     systems, sets = list(dict.fromkeys(r.system for r in rows)), list(dict.fromkeys(r.data for r in rows))
@@ -251,6 +283,7 @@ def _number(value: float) -> str:
 def write_study(
     out: Path,
     identity: Mapping[str, Any],
+    protocol: Mapping[str, Mapping[str, Any]],
     plans: Sequence[Plan],
     answers: Sequence[Answer],
     rows: Sequence[Row],
@@ -261,13 +294,15 @@ def write_study(
     Args:
         out: folder of the study.
         identity: what was asked with which settings.
+        protocol: of every set, see ``protocol_of``.
         plans: one a set.
         answers: all answers the rows were made of.
         rows: one a system and set.
         found: by system and set.
     """
-    write_json(out / "study.json", {**identity, "note": NOTE, "rows": [row.to_dict() for row in rows]})
-    write_text(out / "table.md", f"{summary(rows)}\n\n{NOTE}\n\n{details(rows)}\n")
+    body = {**identity, "protocol": protocol, "note": NOTE, "rows": [row.to_dict() for row in rows]}
+    write_json(out / "study.json", body)
+    write_text(out / "table.md", f"{stated(identity, protocol, rows)}\n\n{details(rows)}\n")
     names = {plan.data.name: plan.data.names for plan in plans}
     head = ("data", "system", "stimulus", "order", "view", "images", "value", "ranking", "missing", "text")
     lines = [
@@ -286,7 +321,7 @@ def write_study(
             values = ["" if math.isnan(column[k]) else round(float(column[k]), 6) for column in columns]
             table.append((plan.data.name, plan.data.names[k], plan.data.mos[k], *values))
     _write_csv(out / "scores.csv", ("data", "image", "mos", *systems), table)
-    write_text(out / "study.html", page(identity, rows))
+    write_text(out / "study.html", page(identity, protocol, rows))
 
 
 def _named(rows: Sequence[int], names: Sequence[str]) -> str:
@@ -299,7 +334,7 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -
     write_text(path, text.getvalue())
 
 
-def page(identity: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def page(identity: Mapping[str, Any], protocol: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> str:
     """One self-contained HTML page with the plot and the table."""
     systems, sets = list(dict.fromkeys(r.system for r in rows)), list(dict.fromkeys(r.data for r in rows))
     cells = {(r.system, r.data): r.srcc for r in rows}
@@ -315,6 +350,7 @@ def page(identity: Mapping[str, Any], rows: Sequence[Row]) -> str:
         '<meta name="viewport" content="width=device-width">'
         f"<title>Prompting systems - evoprompt</title><style>{STYLE}</style></head>\n<body>\n<h1>Prompting systems</h1>"
         f'<p class="soft">{escape(judge)}</p><figure class="wide">{interval_chart(systems, panels, "SRCC")}'
-        f'<figcaption>{escape(NOTE)}</figcaption></figure>\n<div class="scroll"><table>{body}</table></div>\n'
+        f"<figcaption>{escape(caption(identity, protocol))}</figcaption></figure>\n"
+        f'<div class="scroll"><table>{body}</table></div>\n'
         "</body></html>\n"
     )

@@ -64,7 +64,7 @@ def test_what_labels_know_is_stated_with_the_scores(tmp_path: Path) -> None:
     assert target.split == "none, all images as given" and target.direction == "lower was better, negated"
     assert target.groups is None and target.factors == {} and target.mos.tolist() == [-1, -2, -3]
     known = replace(plain, groups=("I1", "I1", "I2"), grouping="reference", level=(1.0, 2.5, 3.0), range=(-5.0, -1.0))
-    target = target_of(replace(known, part="test", how="in the file", leaky="2 references are on both sides."))
+    target = target_of(replace(known, part="test", how="in the file", leaky="leaky: 2 references are on both sides."))
     assert target.split == "test (in the file); LEAKY: 2 references are on both sides"
     assert (target.grouping, target.groups, target.ends) == ("reference", ("I1", "I1", "I2"), (-5.0, -1.0))
     assert target.factors == {"level": ("1", "2.5", "3")}
