@@ -222,6 +222,7 @@ def test_doctor_and_version_answer() -> None:
         (["score", "PHOTOS", "-p", "absent"], "prompt absent does not exist"),
         (["score", "PHOTOS", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["evaluate", "--eval-mos", "absent.csv"], "absent.csv cannot be read"),
+        (["judge", "ONE"], "has 1 distinct image, and a judge compares images; give at least 2"),
         (["resume", "EMPTY"], "is not a run"),
         (["report", "EMPTY"], "is not a run"),
     ],
@@ -229,10 +230,12 @@ def test_doctor_and_version_answer() -> None:
 def test_bad_input_gets_one_sentence_and_exit_code_1_or_2(
     arguments: list[str], message: str, photos: Path, tmp_path: Path
 ) -> None:
-    for name in ("EMPTY", "TORN"):
+    for name in ("EMPTY", "TORN", "ONE"):
         (tmp_path / name).mkdir()
+    for name in ("a.png", "same.png"):
+        (tmp_path / "ONE" / name).write_bytes((photos / "p01.png").read_bytes())
     (tmp_path / "TORN" / "torn.png").write_bytes((photos / "p01.png").read_bytes()[:500])
-    places = {"PHOTOS": photos, "EMPTY": tmp_path / "EMPTY", "TORN": tmp_path / "TORN"}
+    places = {"PHOTOS": photos, "EMPTY": tmp_path / "EMPTY", "TORN": tmp_path / "TORN", "ONE": tmp_path / "ONE"}
     given = [str(places.get(a, a)) for a in arguments]
     if arguments[0] == "evolve":
         given += ["--device", "cpu"]
