@@ -202,6 +202,17 @@ def check_systems(judge: Judge, plan: Plan, systems: Sequence[System]) -> None:
         raise JudgeError(f"judge {judge.id} cannot be asked {listed(problems)}. Name other --systems.")
 
 
+def study_folder(out: Path) -> None:
+    """Make the folder of a study, or take one that holds a study already.
+
+    Raises:
+        StartError: when it holds something else.
+    """
+    if not (out / PLAN).is_file() and out.is_dir() and any(out.iterdir()):
+        raise StartError(f"{out} is not empty and holds no study. Name a new folder with -o.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def continue_study(out: Path, identity: dict[str, Any]) -> None:
     """Begin a study in a folder, or check that the one begun there is the same.
 
@@ -209,9 +220,7 @@ def continue_study(out: Path, identity: dict[str, Any]) -> None:
         StartError: when it is another one; says in what.
     """
     if not (out / PLAN).is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise StartError(f"{out} is not empty and holds no study. Name a new folder with -o.")
-        out.mkdir(parents=True, exist_ok=True)
+        study_folder(out)
         write_json(out / PLAN, identity)
         return
     begun = read_plan(out)

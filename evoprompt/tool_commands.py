@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from evoprompt.errors import RecipeError
+from evoprompt.errors import DataError, RecipeError
 from evoprompt.options import (
     PATH,
     PROMPT_HELP,
@@ -28,7 +28,7 @@ from evoprompt.recipe_files import load_recipe, shipped_recipes
 @click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
 @with_recipe
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the panel.  [default: as in the recipe]")
-@click.option("--all-kinds", is_flag=True, help="Ladder of every degradation at five strengths; takes longer.")
+@click.option("--all-kinds", is_flag=True, help="Ladder of all its 20 kinds at five strengths; takes longer.")
 @with_skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @with_machine
@@ -62,6 +62,8 @@ def judge(
     if loaded is not None and ways:
         raise RecipeError(f"-s {ways[0]} does not go with -p: a prompt says how its judge is asked. Leave one out.")
     images = open_images([folder], skip_unreadable, console)
+    if len(images) < 2:
+        raise DataError(f"{folder} has 1 distinct image, and a judge compares images; give at least 2.")
     if loaded is None:
         chosen = open_judge(recipe, device, console)
     else:

@@ -378,6 +378,7 @@ def test_doctor_and_version_answer() -> None:
         (["aggregate", "absent.json", "-o", "EMPTY/nodir/a.md"], "there is no folder"),
         (["data", "split", "PHOTOS", "-o", "EMPTY/nodir/s.json"], "there is no folder"),
         (["judge", "PHOTOS", "-p", "owl2-nano", "-s", "judge.question=rate"], "does not go with -p"),
+        (["judge", "ONE"], "has 1 distinct image, and a judge compares images; give at least 2"),
         (["resume", "EMPTY"], "is not a run"),
         (["report", "EMPTY"], "is not a run"),
         (
@@ -389,10 +390,12 @@ def test_doctor_and_version_answer() -> None:
 def test_bad_input_gets_one_sentence_and_exit_code_2(
     arguments: list[str], message: str, photos: Path, tmp_path: Path
 ) -> None:
-    for name in ("EMPTY", "TORN"):
+    for name in ("EMPTY", "TORN", "ONE"):
         (tmp_path / name).mkdir()
+    for name in ("a.png", "same.png"):
+        (tmp_path / "ONE" / name).write_bytes((photos / "p01.png").read_bytes())
     (tmp_path / "TORN" / "torn.png").write_bytes((photos / "p01.png").read_bytes()[:500])
-    places = {"PHOTOS": photos, "EMPTY": tmp_path / "EMPTY", "TORN": tmp_path / "TORN"}
+    places = {"PHOTOS": photos, "EMPTY": tmp_path / "EMPTY", "TORN": tmp_path / "TORN", "ONE": tmp_path / "ONE"}
     given = [str(places.get(a, a)).replace("EMPTY/", f"{tmp_path / 'EMPTY'}/") for a in arguments]
     if arguments[0] == "evolve":
         given += ["--device", "cpu"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evoprompt.cli import main
 from evoprompt.config import LadderConfig, PairsConfig, Recipe, VoteConfig
-from evoprompt.degrade import LADDER_KINDS
+from evoprompt.degrade import KINDS, LADDER_KINDS
 from evoprompt.findings import MEASURES, health_lines, worries
 from evoprompt.health import Health, Panel, Reading, check_judge, read_panel
 from evoprompt.images import scan_images
@@ -207,7 +207,10 @@ def test_the_command_prints_measures_worries_and_the_ladder_of_every_kind(tmp_pa
     assert {(rung["kind"], rung["strength"]) for rung in body["ladder"]} == {
         (kind, float(strength)) for kind in LADDER_KINDS for strength in range(1, 6)
     }
-    assert len(LADDER_KINDS) >= 20 and body["ladder_steps"] == 5 * len(LADDER_KINDS)
+    assert body["ladder_steps"] == 5 * len(LADDER_KINDS)
+    told = Path(__file__).parents[2] / "docs" / "health.md"
+    assert f"made of {len(LADDER_KINDS)} of the {len(KINDS)}" in told.read_text(encoding="utf-8")
+    assert f"all its {len(LADDER_KINDS)} kinds" in CliRunner().invoke(main, ["judge", "--help"]).stdout
     assert set(body["worries"]) <= set(MEASURES)
     plain = CliRunner().invoke(main, [*command, "-s", "ladder.kinds=2"]).stdout.splitlines()
     assert [line.split()[0] for line in plain[: len(MEASURES)]] == list(MEASURES)
