@@ -14,6 +14,9 @@ from evoprompt.options import PATH, SOME_UNUSABLE, combine, fail, with_machine, 
 if TYPE_CHECKING:
     from evoprompt.measuring import Request
 
+STATISTICS = ("srcc", "plcc", "krcc", "plcc_logistic4")
+"""What a sequence of domains may be summarised by."""
+
 with_protocol = combine(
     click.option("--lower-better", is_flag=True, help="The human scores are better when lower (DMOS)."),
     click.option("--images", type=PATH, help="Folder of the images that the table of human scores names."),
@@ -45,10 +48,13 @@ def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **option
     from evoprompt.comparison import write_results
     from evoprompt.measuring import measure, said
     from evoprompt.result_tables import document
+    from evoprompt.runs import open_folder
     from evoprompt.tracking import Console
 
-    console = Console()
-    measured = measure(request_of(prompts, **options), console)
+    console, request = Console(), request_of(prompts, **options)
+    if out:
+        open_folder(out)
+    measured = measure(request, console)
     if out:
         write_results(out, "evaluation", measured.body, measured.target, measured.columns)
     console.say(said(measured.body))
@@ -77,11 +83,12 @@ def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int, as_json
     from evoprompt.comparison import comparison_page, gain_shares, summarise_methods, write_results
     from evoprompt.measuring import measure, said
     from evoprompt.result_tables import document
-    from evoprompt.runs import write_text
+    from evoprompt.runs import open_folder, write_text
     from evoprompt.tracking import Console
 
-    console = Console()
-    request = request_of(prompts, vote_pairs=vote_pairs, **options)
+    console, request = Console(), request_of(prompts, vote_pairs=vote_pairs, **options)
+    if out:
+        open_folder(out)
     measured = measure(request, console)
     body = measured.body
     body["shares"] = gain_shares(measured.target, measured.columns, request.protocol)
@@ -125,7 +132,7 @@ def aggregate(results: tuple[Path, ...], out: Path | None, as_json: bool) -> Non
     help="Images and human scores of a domain, in training order; repeatable.",
 )
 @click.option("-o", "--out", type=PATH, help="Folder for continual.json and table.md.")
-@click.option("--statistic", default="srcc", help="srcc, plcc, krcc or plcc_logistic4.")
+@click.option("--statistic", default="srcc", type=click.Choice(STATISTICS), help="What R, ACC, BWT and FWT are of.")
 @with_protocol
 def continual(
     stages: tuple[str, ...], eval_mos: tuple[Path, ...], out: Path | None, statistic: str, as_json: bool, **options: Any
@@ -137,7 +144,7 @@ def continual(
     """
     from evoprompt.continual import continual_body, continual_table
     from evoprompt.measuring import measure_all
-    from evoprompt.runs import write_json, write_text
+    from evoprompt.runs import open_folder, write_json, write_text
     from evoprompt.tracking import Console
 
     console = Console()
@@ -146,6 +153,13 @@ def continual(
             f"{len(stages)} prompts and {len(eval_mos)} domains; give one prompt for each domain, in the order in "
             "which they were trained on."
         )
+    if eval_mos and any(stage.endswith("=none") or stage == "none" for stage in stages):
+        raise DataError(
+            "the bare judge is no stage of training; it is measured on every domain anyway. Give the prompts only, one "
+            "for each domain."
+        )
+    if out:
+        open_folder(out)
     if eval_mos:
         request = request_of(stages, eval_mos=None, **options)
         bodies = [measured.body for measured in measure_all(request, eval_mos, console)]
@@ -154,7 +168,6 @@ def continual(
     body = continual_body(bodies, statistic)
     text = continual_table(body, bodies)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "continual.json", {**body, "evaluations": bodies})
         write_text(out / "table.md", text + "\n")
     click.echo(json.dumps(body, indent=2) if as_json else text)

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,19 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def open_folder(out: Path) -> None:
+    """Make a folder for results, before anything is worked out that could then not be written.
+
+    Raises:
+        RunError: when it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise RunError(f"results cannot go into {out} ({error.strerror}). Name another folder with -o.") from error
 
 
 class Run:

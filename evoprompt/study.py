@@ -16,7 +16,7 @@ from torch import Tensor
 from evoprompt.errors import JudgeError, RunError, listed
 from evoprompt.images import fit_image, read_image
 from evoprompt.judge import Judge
-from evoprompt.runs import append_lines, read_lines, stream, write_json, write_lines
+from evoprompt.runs import append_lines, open_folder, read_lines, stream, write_json, write_lines
 from evoprompt.stimuli import Examples, Groups, choose_examples, plan_fours, plan_pairs, plan_single
 from evoprompt.study_questions import Procedure, Script, System, read_description, read_ranking, script
 from evoprompt.study_sets import StudySet
@@ -202,6 +202,17 @@ def check_systems(judge: Judge, plan: Plan, systems: Sequence[System]) -> None:
         raise JudgeError(f"judge {judge.id} cannot be asked {listed(problems)}. Name other --systems.")
 
 
+def study_folder(out: Path) -> None:
+    """Make the folder of a study, or take one that holds a study already.
+
+    Raises:
+        RunError: when it holds something else, or cannot be written to.
+    """
+    if not (out / PLAN).is_file() and out.is_dir() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty and holds no study. Name a new folder with -o.")
+    open_folder(out)
+
+
 def continue_study(out: Path, identity: dict[str, Any]) -> None:
     """Begin a study in a folder, or check that the one begun there is the same.
 
@@ -209,9 +220,7 @@ def continue_study(out: Path, identity: dict[str, Any]) -> None:
         RunError: when it is another one; says in what.
     """
     if not (out / PLAN).is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise RunError(f"{out} is not empty and holds no study. Name a new folder with -o.")
-        out.mkdir(parents=True, exist_ok=True)
+        study_folder(out)
         write_json(out / PLAN, identity)
         return
     begun = read_plan(out)
