@@ -18,8 +18,6 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from evoprompt.naming import reference_of
-
 GROUP = 4096
 """Records that are read and written at a time."""
 
@@ -48,7 +46,7 @@ class ImageRecord:
         sha256: Hash of the file's bytes, 64 hex digits.
         width: Pixels, after the EXIF orientation was applied.
         height: Pixels, likewise.
-        reference: Key of the reference image that this is a distorted copy of, see `naming.reference_key`, or "".
+        reference: Key of the reference image that this is a distorted copy of, see `naming.reference_of`, or "".
     """
 
     path: Path
@@ -212,14 +210,14 @@ class Known:
             rows = zip(*(batch[key].to_pylist() for key in ("path", "stamp", *_FACTS)), strict=True)
             self._table.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)
 
-    def __call__(self, name: str, path: Path, stamp: str) -> ImageRecord | None:
+    def __call__(self, name: str, path: Path, reference: str, stamp: str) -> ImageRecord | None:
         """The record of a file, unless it is new or its stamp (size and time of change) is another one."""
         query = f"SELECT {', '.join(_FACTS)} FROM known WHERE path = ? AND stamp = ?"
         row = self._table.execute(query, (str(path), stamp)).fetchone()
         if row is None:
             return None
         facts = dict(zip(_FACTS, row, strict=True))
-        return ImageRecord(path=path, name=name, reference=reference_of(name), **facts)
+        return ImageRecord(path=path, name=name, reference=reference, **facts)
 
 
 class Contents:

@@ -12,6 +12,8 @@ import numpy as np
 WIDTH, WIDE, HEIGHT = 440, 930, 230
 """Sizes of drawings in CSS px: two beside each other, or one over the whole page."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 12, 42
+_LETTER, _LONGEST = 7, 60
+"""Room for a letter of a row's name, in px, and the most letters of one."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2127; --soft: #5d6772; --line: #d9dde2; --page: #ffffff; --raised: #f5f6f8;
@@ -201,7 +203,7 @@ def interval_chart(
     """Values with intervals, one row a name, one panel a series; all panels share the rows and the scale.
 
     Args:
-        names: Of the rows, from the top.
+        names: Of the rows, from the top; of a very long one only the end is shown.
         panels: Title, and value, low and high of every row; a value that is NaN leaves its row empty, bounds that are
             NaN leave the interval out.
         x_label: Under every panel.
@@ -209,7 +211,8 @@ def interval_chart(
     Returns:
         An ``<svg>`` element as wide as the page, a line marking 0 where it is in range.
     """
-    label, row, top = 150, 22, 24
+    names = [name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :] for name in names]
+    label, row, top = max(150, 12 + _LETTER * max(map(len, names), default=0)), 22, 24
     bottom = top + row * len(names)
     finite = [v for _, values in panels for triple in values for v in triple if math.isfinite(v)] or [0.0, 1.0]
     low, high = _range(finite, 0.1)

@@ -195,8 +195,9 @@ def read_results(path: Path) -> dict[str, Any]:
     file = next((path / name for name in names if (path / name).is_file()), path)
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
-        assert {"labels", "n", "split", "direction", "rows"} <= set(body)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AssertionError, TypeError) as error:
+        if not {"labels", "n", "split", "direction", "rows"} <= set(body):
+            raise ValueError("another kind of file")
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} is not a result of 'evoprompt evaluate -o' or 'evoprompt compare -o' of this version. "
             "Give its folder, or the evaluation.json or comparison.json in it."

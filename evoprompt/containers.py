@@ -163,7 +163,11 @@ def _opened(source: str) -> tuple[str, Any]:
     features = parts[split].features
     images = [key for key, feature in features.items() if isinstance(feature, Image)]
     column = _chosen(column, images if not column else list(features), f"data set '{name}'", "image column")
-    rows = parts[split].select_columns([column]).cast_column(column, Image(decode=False))
+    try:
+        rows = parts[split].select_columns([column]).cast_column(column, Image(decode=False))
+    except (RuntimeError, TypeError, ValueError) as error:  # as pyarrow's own are
+        others = f"columns of images are: {listed(images, 10) or 'none'}"
+        raise DataError(f"column '{column}' of data set '{name}' holds no images; {others}. {_HOW}.") from error
     where = folder.resolve().as_posix() if folder.exists() else name
     full = HUB + ":".join([where, split, column, *([configuration] if configuration else [])])
     return full, rows
@@ -190,7 +194,7 @@ def content(path: Path) -> bytes:
     container = _container(path)
     if container is None:
         return path.read_bytes()
-    if container.suffix == ".tar":
+    if container.suffix.lower() == ".tar":
         start, size = path.relative_to(container).parts[0].split("-")
         with container.open("rb") as file:
             file.seek(int(start))
@@ -208,7 +212,7 @@ def exists(path: Path) -> bool:
     """Whether the file is there in which an image lies; of a data set, whether it can be opened."""
     if is_hub(path):
         return bool(_opened(path.as_posix().rsplit("/", 1)[0]))
-    return (_container(path) or path).is_file()
+    return os.path.isfile(_container(path) or path)  # unlike Path.is_file, no error where a name is too long
 
 
 def locate(name: str, folders: Sequence[Path]) -> Path:
@@ -217,15 +221,14 @@ def locate(name: str, folders: Sequence[Path]) -> Path:
 
 
 def stamp(path: Path) -> str:
-    """A text that changes with the file in which an image lies: its size and time of change.
-
-    Raises:
-        OSError: It is not there.
-    """
+    """A text that changes with the file in which an image lies: its size and time of change; empty where not known."""
     if is_hub(path):
         return str(_opened(path.as_posix().rsplit("/", 1)[0])[1]._fingerprint)
-    about = (_container(path) or path).stat()
-    return f"{about.st_size}-{about.st_mtime_ns}"
+    try:
+        about = (_container(path) or path).stat()
+    except OSError:
+        return ""
+    return f"{about.st_size}-{about.st_mtime_ns}" if str(path).isprintable() else ""
 
 
 def absolute(path: Path) -> Path:
@@ -236,7 +239,7 @@ def absolute(path: Path) -> Path:
 def _container(path: Path) -> Path | None:
     """The tar or Parquet file that an image lies in, by the shape of its path."""
     for parent in list(path.parents)[:2]:
-        if parent.suffix in (".tar", ".parquet") and parent.is_file():
+        if parent.suffix.lower() in (".tar", ".parquet") and os.path.isfile(parent):
             return parent
     return None
 
@@ -270,7 +273,7 @@ def _cell(row: dict[str, Any]) -> bytes:
     if isinstance(cell, dict):
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
-        return Path(cell["path"]).read_bytes()
+        cell = Path(cell["path"]).read_bytes() if cell.get("path") else None
     if cell is None:
         raise FileNotFoundError(2, "No such file or directory")
     return bytes(cell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from evoprompt.catalogue import ImageRecord, index_file
 from evoprompt.containers import is_hub
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import check_images, scan_images
-from evoprompt.labels import find_named
+from evoprompt.labels import find_named, repeated
 from evoprompt.naming import KNOWN, scale_of
-from evoprompt.readers import Reading, find_table, understand
+from evoprompt.readers import SCORE_COLUMNS, Reading, find_table, understand
 from evoprompt.splits import PARTS, read_split, split_file, torn
-from evoprompt.tables import TABLES
+from evoprompt.tables import TABLES, headers
+
+_SCORES = (*SCORE_COLUMNS, "mos_image", "elo_score", "scaled_elo_score", "c_total")  # of all kinds of tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +41,37 @@ class Checked:
 
 def has_scores(path: Path) -> bool:
     """Whether a path is a table or a folder with a known table of human scores, rather than images alone."""
+    table = _table_at(path)
+    return table is not None and _tells_scores(table)
+
+
+def _table_at(path: Path) -> Path | None:
+    """The table that a path is, or that a folder has by the name of a known one; None where there are images alone."""
     if is_hub(path):
-        return False
+        return None
     if path.is_dir():
-        return find_table(path) is not None
-    return path.suffix.lower() in (*TABLES, ".mat") or path.name in ("mos_with_names.txt", "csiq_label.txt")
+        return find_table(path)
+    is_table = path.suffix.lower() in (*TABLES, ".mat") or path.name in ("mos_with_names.txt", "csiq_label.txt")
+    return path if is_table else None
+
+
+def _tells_scores(table: Path) -> bool:
+    """Whether one of the columns is known to hold human scores."""
+    if table.is_dir() or table.suffix.lower() not in TABLES:
+        return True
+    columns = {column.lower() for column in headers(table)}
+    in_its_ids = "id" in columns and ("conversations" in columns or table.suffix.lower() == ".json")
+    return in_its_ids or not columns.isdisjoint(_SCORES)
+
+
+def _why_none(path: Path) -> list[tuple[str, str]]:
+    """What is said where a table is there and looked at as a list of images, or passed over."""
+    table = _table_at(path)
+    if table is None or _tells_scores(table):
+        return []
+    found = ", ".join(headers(table))
+    known = ", ".join(f"'{name}'" for name in SCORE_COLUMNS)
+    return [("scores", f"none: {table} has no column {known}; found: {found}. If one holds scores, add --column")]
 
 
 def check_unlabeled(
@@ -70,11 +99,12 @@ def check_unlabeled(
     }
     skip = " --skip-unreadable" if images.skipped else ""
     lines = [
+        *_why_none(paths[0]),
         ("images", f"{total} found, {len(images)} distinct, {counted(images.duplicates, 'duplicate')} (same content)"),
         ("unreadable", _counted(facts["unreadable"])),
         ("pixels", _pixels(facts)),
         ("content", f"fingerprint {facts['fingerprint']}"),
-        ("next", f"evoprompt evolve --unlabeled {paths[0]}{skip}"),
+        ("next", f"evoprompt evolve --unlabeled {shlex.quote(str(paths[0]))}{skip}"),
     ]
     return Checked(facts=facts, lines=lines, problems=len(images.skipped))
 
@@ -103,7 +133,8 @@ def check_scores(
     named, missing, folders, notes = find_named(reading, images)
     there = [(name, file) for name, file in named if name not in set(missing)]
     records, bad = check_images(there, progress, index_file([reading.path]))
-    repeated = [f"{name} ({n} rows)" for name, n in Counter(reading.names).items() if n > 1]
+    twice = Counter(reading.names[first] for first, _ in repeated(named))
+    repeats = [f"{name} ({n + 1} rows)" for name, n in twice.items()]
     contents = Counter(record.sha256 for record in records)
     doubles = sum(n - 1 for n in contents.values())
     facts: dict[str, Any] = {
@@ -112,7 +143,7 @@ def check_scores(
         "rows": len(reading.names),
         "missing": missing,
         "unreadable": [f"{name} ({reason})" for name, reason in bad],
-        "repeated_names": repeated,
+        "repeated_names": repeats,
         "duplicates": doubles,
         **_scale(reading, lower_better),
         **_structure(reading),
@@ -128,13 +159,13 @@ def check_scores(
         ("images", f"{len(named)} named, {len(records)} readable, {doubles} with the content of another"),
         ("missing", f"{_counted(missing)}{'; looked in ' + listed([str(f) for f in folders], 9) if missing else ''}"),
         ("unreadable", _counted(facts["unreadable"])),
-        ("repeated", _counted(repeated)),
+        ("repeated", _counted(repeats)),
         ("pixels", _pixels(facts)),
         *(("note", note) for note in facts["notes"]),
     ]
-    problems = len(missing) + len(bad) + len(repeated)
+    problems = len(missing) + len(bad) + len(repeats)
     again = "put right what is missing, unreadable or repeated, and check again"
-    lines.append(("next", again if problems else f"evoprompt evaluate PROMPT --eval-mos {path}"))
+    lines.append(("next", again if problems else f"evoprompt evaluate PROMPT --eval-mos {shlex.quote(str(path))}"))
     return Checked(facts=facts, lines=lines, problems=problems)
 
 
@@ -204,10 +235,10 @@ def _split_line(reading: Reading, sha256: Sequence[str] | None) -> str:
         split = read_split(file, sha256)
         return f"{split.how}, seed {split.seed}, in {file}: {_parts([split.parts[sha] for sha in sha256])}"
     if reading.split is None:
-        return f"none; make one with: evoprompt data split {reading.path}"
+        return f"none; make one with: evoprompt data split {shlex.quote(str(reading.path))}"
     leaks = [torn(reading.groups, reading.grouping, reading.split, part) for part in PARTS]
     leaky = next((f"; {leak}" for leak in reversed(leaks) if leak), "")
-    return f"that of the table: {_parts(reading.split)}{leaky}; use one as {reading.path}#test"
+    return f"that of the table: {_parts(reading.split)}{leaky}; use one as {shlex.quote(f'{reading.path}#test')}"
 
 
 def _parts(parts: Sequence[str | None]) -> str:

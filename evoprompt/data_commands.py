@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -35,7 +36,8 @@ def check(
     from evoprompt.tracking import Console
 
     with Console().counted("images") as progress:
-        if unlabeled or not has_scores(path):
+        said = images or column or lower_better  # then there are scores, and what is wrong with them is told
+        if unlabeled or not (said or has_scores(path)):
             checked = check_unlabeled([path], index_file([path]), progress)
         else:
             checked = check_scores(path, images=images, lower_better=lower_better, column=column, progress=progress)
@@ -63,7 +65,7 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
     from collections import Counter
 
     from evoprompt.errors import DataError, counted
-    from evoprompt.labels import read_labels, with_split
+    from evoprompt.labels import open_labels, with_split
     from evoprompt.splits import make_split, read_split, split_file, write_split
     from evoprompt.tracking import Console
 
@@ -71,19 +73,23 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
         raise DataError(
             f"--val {val:g} and --test {test:g} leave nothing to train on. Give shares that sum to below 1."
         )
-    with Console().counted("labels") as progress:
-        labels = read_labels(path, images=images, progress=progress)
+    labels = open_labels(path, Console(), images=images)
     target = out or split_file(labels.path)
+    shares = {
+        part: share for part, share in (("train", round(1 - val - test, 9)), ("val", val), ("test", test)) if share
+    }
     if target.exists():
         found = read_split(target, labels.sha256)
-        if found.seed != seed:
-            raise DataError(f"{target} is there with seed {found.seed}. Name another file with -o, or remove it.")
+        if (found.seed, found.shares) != (seed, shares):
+            of = ", ".join(f"{part} {share:g}" for part, share in (found.shares or {}).items()) or "not recorded"
+            raise DataError(
+                f"{target} is there with seed {found.seed} and shares {of}. Ask for these, name another file with -o, "
+                "or remove it."
+            )
         labels, word = with_split(labels, found), "used again"
     elif labels.split and not own:
         word, target = "from the table; nothing is written", labels.path
     else:
-        shares = {"train": 1 - val - test, "val": val, "test": test}
-        shares = {part: share for part, share in shares.items() if share}
         made = make_split(labels.sha256, labels.groups, labels.grouping, seed=seed, shares=shares)
         write_split(target, made)
         labels, word = with_split(labels, made), "written"
@@ -93,4 +99,4 @@ def split(path: Path, out: Path | None, seed: int, val: float, test: float, imag
         units = f", {counted(len(set(chosen.groups)), labels.grouping)}" if chosen.groups else ""
         click.echo(f"{part:<12}{counted(count, 'image')}{units}{'; ' + chosen.leaky if chosen.leaky else ''}")
     where = "" if target in (labels.path, split_file(labels.path)) else f"@{target}"
-    click.echo(f"{'next':<12}evoprompt evaluate PROMPT --eval-mos '{labels.path}#test{where}'")
+    click.echo(f"{'next':<12}evoprompt evaluate PROMPT --eval-mos {shlex.quote(f'{labels.path}#test{where}')}")

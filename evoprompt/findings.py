@@ -52,17 +52,17 @@ def _biased(now: Numbers, start: Numbers) -> bool:
 MEASURES: dict[str, Measure] = {
     "ladder_vote_accuracy": Measure(
         "share of neighbouring ladder steps whose votes prefer the less degraded image",
-        "no better than a coin at 90 % confidence: the votes know nothing",
+        "not clearly better than a coin (90 % confidence): the votes may know nothing",
         _chance("ladder_vote_accuracy"),
     ),
     "ladder_rate_accuracy": Measure(
         "the same for the ratings of the two images; ties count half",
-        "no better than a coin at 90 % confidence",
+        "not clearly better than a coin (90 % confidence)",
         _chance("ladder_rate_accuracy"),
     ),
     "ladder_compare_accuracy": Measure(
         "the same for the comparing votes alone",
-        "no better than a coin at 90 % confidence",
+        "not clearly better than a coin (90 % confidence)",
         _chance("ladder_compare_accuracy"),
     ),
     "ladder_steps": Measure(
@@ -157,6 +157,16 @@ class RunFiles:
         return self.record.get("kind") == "train"
 
     @property
+    def objectives(self) -> dict[str, str]:
+        """What steps were trained on, in words, with the objective there; two where human scores were mixed in."""
+        found: dict[str, str] = {}
+        if not self.supervised:
+            found["the pseudo-labels of the round"] = self.recipe.train.objective
+        if self.record.get("train_mos"):
+            found["human scores"] = self.recipe.mos.objective
+        return found
+
+    @property
     def heldout(self) -> int:
         """How many images only the gate sees."""
         return sum(row["role"] == "heldout" for row in self.images)
@@ -193,6 +203,14 @@ def worries(now: Numbers, start: Numbers) -> list[str]:
     return [name for name, measure in MEASURES.items() if name in now and measure.worrying(now, start)]
 
 
+def _worry(name: str, now: Numbers) -> str:
+    """Why a measure is in its range of worry."""
+    accuracy = name.startswith("ladder_") and name.endswith("_accuracy")
+    if accuracy and _chance(name)({**now, name: 1.0}, now):  # a coin may well be right in all of so few
+        return "too few steps to tell"
+    return MEASURES[name].worry
+
+
 def health_lines(now: Numbers) -> list[str]:
     """The measures of one look as lines of text: value, a mark where it is in its range of worry, and that range."""
     named = worries(now, now)
@@ -220,7 +238,7 @@ def verdict(run: Path) -> list[str]:
         found.append(human)
     here, start = health(files.now), health(files.rounds[0])
     if named := worries(here, start):
-        texts = [f"{name} {here[name]:.3g} ({MEASURES[name].worry})" for name in named]
+        texts = [f"{name} {here[name]:.3g} ({_worry(name, here)})" for name in named]
         found.append(f"worry    {listed(texts, 3)}")
     return found
 

@@ -12,6 +12,7 @@ import math
 import os
 import sqlite3
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from evoprompt.catalogue import Catalogue, Contents, ImageRecord, Known, write_c
 from evoprompt.containers import SUFFIXES, UNDECODED
 from evoprompt.errors import DataError, listed
 from evoprompt.naming import reference_of
-from evoprompt.tables import TABLES, embedded_column, image_folders, image_names
+from evoprompt.tables import TABLES, embedded_column, image_folders, image_rows, reference_cells
 
 FITS = ("pad", "squash", "crop", "tiles")
 """Ways to make a square input of an image; see `fit_image`."""
@@ -49,6 +50,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVI
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error)
 _BICUBIC = Image.Resampling.BICUBIC
+# Large images are accepted on purpose up to MAX_EDGE; beyond twice what Pillow warns of, it refuses, and so do we.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _WORKERS = 4
 _WINDOW = 256  # files that are being read or wait for it
 _UPRIGHT = {
@@ -272,10 +275,10 @@ def scan_images(
 
     Args:
         sources: Folders (searched to any depth for `SUFFIXES`; names that begin with a dot are passed over); image
-            files; tables with an image column, whose other columns are not looked at (CSV, JSONL, JSON, Parquet);
-            Parquet files that hold the images themselves; uncompressed tar files such as WebDataset shards, also many
-            as ``shard-{000..127}.tar``; text files with one source a line; Hugging Face data sets as
-            ``hf:ID_OR_FOLDER:SPLIT:COLUMN``.
+            files; tables with an image column (CSV, JSONL, JSON, Parquet), of whose other columns only the one that
+            names reference images is looked at; Parquet files that hold the images themselves; uncompressed tar files
+            such as WebDataset shards, also many as ``shard-{000..127}.tar``; text files with one source a line; Hugging
+            Face data sets as ``hf:ID_OR_FOLDER:SPLIT:COLUMN``.
         skip_unreadable: Leave unreadable files out and record them, instead of failing.
         progress: Called with (files done, files in all) after each file.
         index: A Parquet file to keep the records in, so that any number of images needs little memory; files that it
@@ -321,7 +324,7 @@ def find_images(sources: Sequence[Path]) -> list[Path]:
 
 
 class Listing:
-    """(name, path) of every image of all sources, in order, on disk when there are many; nothing is opened.
+    """Name, path and reference key of every image of all sources, in order, on disk when many; nothing is opened.
 
     Args:
         sources: As for `scan_images`.
@@ -334,53 +337,58 @@ class Listing:
         sources = [single for source in sources for single in containers.expanded(source)]
         absent = [str(s) for s in sources if not (containers.is_hub(s) or s.exists() or containers.exists(s))]
         if absent or not sources:
-            problem = f"no such folder, image or CSV file: {listed(absent)}" if absent else "no image source was named"
-            raise DataError(f"{problem}. Name folders, image files or CSV files with an image column.")
+            problem = f"no such folder, image or table: {listed(absent)}" if absent else "no image source was named"
+            raise DataError(f"{problem}. Name folders, images, tables with an image column, or tar files.")
         self._table = sqlite3.connect("")
         # Folders are listed in any order and sorted here; lists keep theirs.
-        self._table.execute("CREATE TABLE found (source INT, place INT, name BLOB, path BLOB)")
+        self._table.execute("CREATE TABLE found (source INT, place INT, name BLOB, path BLOB, reference TEXT)")
         for number, source in enumerate(sources):
             before, is_folder = len(self), source.is_dir()
             rows = (
-                (number, 0 if is_folder else place, os.fsencode(name), os.fsencode(path))
-                for place, (name, path) in enumerate(_entries(source))
+                (number, 0 if is_folder else place, os.fsencode(name), os.fsencode(path), reference_of(name, cell))
+                for place, (name, path, cell) in enumerate(_entries(source))
             )
-            self._table.executemany("INSERT INTO found VALUES (?, ?, ?, ?)", rows)
+            self._table.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?)", rows)
             if len(self) == before:
                 raise DataError(f"{source} holds no images; known kinds are {' '.join(SUFFIXES)}. Name another folder.")
         self._sources = sources
 
     def __len__(self) -> int:
-        return int(self._table.execute("SELECT COUNT(*) FROM found").fetchone()[0])
+        return self._table.total_changes  # rows are only added; counting them would read all of them every time
 
     def paths(self) -> Iterator[Path]:
         """The paths alone."""
-        return (path for _, path in self)
+        return (path for _, path, _ in self)
 
-    def __iter__(self) -> Iterator[tuple[str, Path]]:
+    def __iter__(self) -> Iterator[tuple[str, Path, str]]:
         # Two folders may each hold a.jpg: then the source tells them apart.
         self._table.execute("CREATE INDEX IF NOT EXISTS by_name ON found (name)")
         shared = "SELECT name FROM (SELECT DISTINCT name, path FROM found) GROUP BY name HAVING COUNT(*) > 1"
-        query = f"SELECT source, name, path, name IN ({shared}) FROM found ORDER BY source, place, name"
-        for source, name, path, is_shared in self._table.execute(query):
+        query = f"SELECT source, name, path, reference, name IN ({shared}) FROM found ORDER BY source, place, name"
+        for source, name, path, reference, is_shared in self._table.execute(query):
             text = os.fsdecode(name)
-            yield (self._sources[source] / text).as_posix() if is_shared else text, Path(os.fsdecode(path))
+            full = (self._sources[source] / text).as_posix() if is_shared else text
+            yield full, Path(os.fsdecode(path)), reference
 
 
-def _entries(source: Path) -> Iterator[tuple[str, Path]]:
+def _entries(source: Path) -> Iterator[tuple[str, Path, str]]:
+    """Name, path and what a column says of the reference image."""
     kind = source.suffix.lower()
     if containers.is_hub(source):
-        return containers.hub_images(source.as_posix())
-    if source.is_dir():
-        return containers.folder_images(source)
-    if kind in (".tar", ".tgz", ".gz"):
-        return containers.tar_images(source)
-    if kind == ".parquet" and (column := embedded_column(source)) is not None:
-        return containers.parquet_images(source, column)
-    if kind in TABLES:
+        found = containers.hub_images(source.as_posix())
+    elif source.is_dir():
+        found = containers.folder_images(source)
+    elif kind in (".tar", ".tgz", ".gz"):
+        found = containers.tar_images(source)
+    elif kind == ".parquet" and (column := embedded_column(source)) is not None:
+        rows = zip(containers.parquet_images(source, column), reference_cells(source), strict=True)
+        return ((*entry, cell) for entry, cell in rows)
+    elif kind in TABLES:
         folders = image_folders(source)
-        return ((name, containers.locate(name, folders)) for name in image_names(source))
-    return iter([(source.name, source)])
+        return ((name, containers.locate(name, folders), cell) for name, cell in image_rows(source))
+    else:
+        found = iter([(source.name, source)])
+    return ((*entry, "") for entry in found)
 
 
 def check_images(
@@ -396,7 +404,8 @@ def check_images(
     Returns:
         The records of those that can be read, and (name, reason) of those that cannot; both in the order given.
     """
-    results = list(_checked(named, Known(index), progress))
+    told = [(name, path, reference_of(name)) for name, path in named]
+    results = list(_checked(told, Known(index), progress))
     good = [(result, stamp) for _, result, stamp in results if isinstance(result, ImageRecord)]
     if index is not None:
         write_catalogue(index, (record for record, _ in good), {"stamp": (stamp for _, stamp in good)})
@@ -404,30 +413,22 @@ def check_images(
 
 
 def _checked(
-    named: Listing | Sequence[tuple[str, Path]], known: Known, progress: Callable[[int, int], None] | None
+    named: Listing | Sequence[tuple[str, Path, str]], known: Known, progress: Callable[[int, int], None] | None
 ) -> Iterator[tuple[str, ImageRecord | str, str]]:
     """(name, record or what is wrong, stamp) of every file, in order; never more than a window of them in memory."""
     waiting, done = iter(named), count(1)
     with ThreadPoolExecutor(max_workers=min(_WORKERS, os.cpu_count() or 1)) as pool:
-        while window := [(name, path, _stamp(path)) for name, path in islice(waiting, _WINDOW)]:
-            before = [known(*entry) if entry[2] else None for entry in window]
+        while window := [(*entry, containers.stamp(entry[1])) for entry in islice(waiting, _WINDOW)]:
+            before = [known(*entry) if entry[3] else None for entry in window]
             fresh = pool.map(_check, [entry for entry, record in zip(window, before, strict=True) if record is None])
-            for (name, _, stamp), record in zip(window, before, strict=True):
+            for (name, _, _, stamp), record in zip(window, before, strict=True):
                 yield name, record or next(fresh), stamp
                 if progress is not None:
                     progress(next(done), len(named))
 
 
-def _stamp(path: Path) -> str:
-    """What tells that a file has not changed; empty when that cannot be known."""
-    try:
-        return containers.stamp(path) if str(path).isprintable() else ""
-    except OSError:
-        return ""
-
-
-def _check(entry: tuple[str, Path, str]) -> ImageRecord | str:
-    name, path, _ = entry
+def _check(entry: tuple[str, Path, str, str]) -> ImageRecord | str:
+    name, path, reference, _ = entry
     try:
         content = _content(path)
         image = _decode(content, path.suffix)
@@ -437,8 +438,7 @@ def _check(entry: tuple[str, Path, str]) -> ImageRecord | str:
     except UnicodeEncodeError:
         return "its name is not UTF-8"
     digest = hashlib.sha256(content).hexdigest()
-    size, reference = image.size, reference_of(name)
-    return ImageRecord(path=path, name=name, sha256=digest, width=size[0], height=size[1], reference=reference)
+    return ImageRecord(path=path, name=name, sha256=digest, width=image.width, height=image.height, reference=reference)
 
 
 def unreadable(problems: Sequence[tuple[str, str]], total: int, remedy: str) -> DataError:

@@ -5,10 +5,12 @@ Evolution never imports this module's labels: what it may know of them is a func
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from evoprompt.catalogue import ImageRecord, index_file
 from evoprompt.containers import exists, locate
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import check_images, unreadable
-from evoprompt.naming import KNOWN, reference_key, scale_of
+from evoprompt.naming import KNOWN, reference_of, scale_of
 from evoprompt.readers import Reading, pick, understand
 from evoprompt.splits import Split, read_split, split_file, torn
+from evoprompt.tracking import Console
 
 _REFERENCES = ("", "images", "reference_images", "src_imgs", "refimgs", "../Train_Ref", "Train_Ref")
 
@@ -177,7 +180,6 @@ def read_labels(
     file, part, where = _selected(path)
     is_column = bool(where) and not Path(where).is_file()
     reading = understand(file, column=column, split_column=where if is_column else None)
-    _refuse_repeats(reading)
     records, notes = _records(reading, images, progress)
     labels = _labels(reading, records, notes, lower_better)
     if is_column:
@@ -186,6 +188,24 @@ def read_labels(
     if part and not is_column and (where or chosen.is_file()):
         labels = with_split(labels, read_split(chosen, labels.sha256))
     return labels.of_part(part) if part else labels
+
+
+def open_labels(path: Path, console: Console, **how: Any) -> Labels:
+    """`read_labels` for a command: with progress, and with a line for everything people should know of the file.
+
+    Args:
+        path: As for `read_labels`.
+        console: Where it is said.
+        how: `images`, `lower_better` and `column` of `read_labels`.
+
+    Raises:
+        DataError: As `read_labels`.
+    """
+    with console.counted("labels") as progress:
+        labels = read_labels(path, progress=progress, **how)
+    for note in labels.notes:
+        console.say(f"note     {labels.path}: {note}")
+    return labels
 
 
 def with_split(labels: Labels, split: Split) -> Labels:
@@ -246,13 +266,23 @@ def _references(reading: Reading) -> tuple[Path | None, ...] | None:
     return tuple(found[name] for name in reading.groups)
 
 
-def _refuse_repeats(reading: Reading) -> None:
-    first: dict[str, str] = {}
-    repeats = []
-    for name, place in zip(reading.names, reading.places, strict=True):
-        if first.setdefault(name, place) != place:
-            kind = place.split()[0]
-            repeats.append(f"{name} ({kind}s {first[name].split()[-1]} and {place.split()[-1]})")
+def repeated(named: Sequence[tuple[str, Path]]) -> list[tuple[int, int]]:
+    """(first row, later row) of images that are named more than once, also as ``a.png`` and ``./a.png``.
+
+    Args:
+        named: (name, path) of every image.
+    """
+    first: dict[str, int] = {}
+    rows = [(first.setdefault(os.path.normpath(path), row), row) for row, (_, path) in enumerate(named)]
+    return [(one, other) for one, other in rows if one != other]
+
+
+def _refuse_repeats(reading: Reading, named: Sequence[tuple[str, Path]]) -> None:
+    places = [place.split() for place in reading.places]
+    repeats = [
+        f"{reading.names[other]} ({places[other][0]}s {places[one][-1]} and {places[other][-1]})"
+        for one, other in repeated(named)
+    ]
     if repeats:
         raise DataError(
             f"{reading.path} has {counted(len(repeats), 'row')} for images it already named: {listed(repeats)}. "
@@ -265,6 +295,7 @@ def _records(
 ) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
     """The images, checked, and what to say about where they were found."""
     named, missing, folders, notes = find_named(reading, images)
+    _refuse_repeats(reading, named)
     if missing:
         looked = " and ".join(str(folder) for folder in folders)
         raise DataError(
@@ -275,8 +306,8 @@ def _records(
     if problems:
         raise unreadable(problems, len(named), f"Replace them, or remove their rows from {reading.path}.")
     if reading.grouping == "reference" and reading.groups is not None:
-        keys = [reference_key(reading.dataset, group) for group in reading.groups]
-        records = [replace(record, reference=key) for record, key in zip(records, keys, strict=True)]
+        told = zip(records, reading.groups, strict=True)
+        records = [replace(record, reference=reference_of(record.name, group)) for record, group in told]
     return tuple(records), notes
 
 
@@ -293,12 +324,39 @@ def find_named(
     missing = [name for name, path in named if not exists(path)]
     if not missing:
         return named, [], folders, ()
-    # Some sets write names in another case than their files have.
-    files = {file.name.lower(): file for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    again = {name: files[name.lower()] for name in missing if name.lower() in files}
+    again = _written_otherwise(missing, folders)
     named = [(name, again.get(name, path)) for name, path in named]
-    note = f"{len(again)} images were found under names in another case" if again else ""
-    return named, [name for name in missing if name not in again], folders, (note,) if note else ()
+    note = f"{counted(len(again), 'image')} found under names in another case, or with accents written another way"
+    return named, [name for name in missing if name not in again], folders, (note,) if again else ()
+
+
+def _written_otherwise(names: Sequence[str], folders: Sequence[Path]) -> dict[str, Path]:
+    """Images whose names differ from those of their files in upper and lower case, or in how Unicode writes an accent.
+
+    Some sets name files in another case than they have; archives made on a Mac write an accent after its letter. A name
+    that two files of one folder could have stays missing.
+    """
+    alike: dict[Path, dict[str, list[Path]]] = {}
+
+    def inside(folder: Path, part: str) -> list[Path]:
+        if folder not in alike:
+            alike[folder] = defaultdict(list)
+            for file in folder.iterdir() if folder.is_dir() else ():
+                alike[folder][_folded(file.name)].append(file)
+        return alike[folder].get(_folded(part), [])
+
+    def below(folder: Path, name: str) -> list[Path]:
+        places = [folder]
+        for part in PurePosixPath(name).parts:
+            places = [file for place in places for file in inside(place, part)]
+        return [place for place in places if place.is_file()]
+
+    first = {name: next(filter(None, (below(folder, name) for folder in folders)), []) for name in names}
+    return {name: files[0] for name, files in first.items() if len(files) == 1}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def overlap(of: Sequence[str], among: Collection[str]) -> list[int]:

@@ -17,7 +17,7 @@ import numpy as np
 from evoprompt import __version__
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.evaluation import Protocol, check_target, complete, evaluate_columns
-from evoprompt.labels import Labels, read_labels, without_seen
+from evoprompt.labels import Labels, open_labels, without_seen
 from evoprompt.questions import LEVELS
 from evoprompt.score_files import Column, ScoreFile, Target, read_scores, target_of
 from evoprompt.tracking import Console
@@ -161,14 +161,7 @@ def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
                 "Give --eval-mos, or leave them out."
             )
         return None
-    with console.counted("labels") as progress:
-        labels = read_labels(
-            path,
-            images=request.images,
-            lower_better=request.lower_better,
-            column=request.column,
-            progress=progress,
-        )
+    labels = open_labels(path, console, images=request.images, lower_better=request.lower_better, column=request.column)
     trained_on = chain.from_iterable(prompt.origin.seen for _, prompt in items.prompts if prompt)
     left, n_seen = without_seen(labels, trained_on, request.seen)
     if n_seen and request.seen == "keep":

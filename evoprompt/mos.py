@@ -17,7 +17,7 @@ from evoprompt.config import MosConfig, parts, scale_ends
 from evoprompt.errors import DataError, RecipeError, listed
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.labels import Labels, read_labels
+from evoprompt.labels import Labels, open_labels
 from evoprompt.ladder import Pool
 from evoprompt.scoring import score_views
 from evoprompt.stats import Interval, bootstrap, paired_difference, srcc
@@ -74,8 +74,7 @@ def read_sets(files: Sequence[Path], config: MosConfig, console: Console | None 
     sets, problems = [], []
     for path, ends, way in zip(files, ranges, ways, strict=True):
         try:
-            with (console or Console(quiet=True)).counted("labels") as progress:
-                labels = read_labels(path, lower_better=way == "lower", progress=progress)
+            labels = open_labels(path, console or Console(quiet=True), lower_better=way == "lower")
             sets.append(on_one_scale(labels, scale_ends(ends)))
         except DataError as error:
             problems.append(str(error))

@@ -124,12 +124,19 @@ def slipped(told: Sequence[str], said: Sequence[str]) -> list[int]:
     return [row for row, (reference, column) in enumerate(zip(told, said, strict=True)) if usual[reference] != column]
 
 
-def reference_key(dataset: str, reference: str) -> str:
-    """How a prompt remembers a reference image that it has seen distorted: one word, beside the content hashes."""
-    return re.sub(r"\s+", "_", f"reference:{dataset}:{PurePosixPath(reference).stem}".lower())
+def reference_of(name: str, column: str = "") -> str:
+    """How a prompt remembers a reference image that it has seen distorted: one word, beside the content hashes.
 
+    File names of known sets tell the set, too: I01 of KADID-10k is not I01 of TID2013. What a column says stands alone,
+    because tables of one set have many names: its train and test list must speak of the same reference image.
 
-def reference_of(name: str) -> str:
-    """Key of the reference image that a file name tells of, or an empty text."""
+    Args:
+        name: File name of the distorted copy.
+        column: Its reference image by the column of a table, which counts where the file name tells nothing.
+
+    Returns:
+        The key, or an empty text when neither tells.
+    """
     found = parse_name(name)
-    return "" if found is None else reference_key(found.dataset, found.reference)
+    told = f"{found.dataset}:{found.reference}" if found else PurePosixPath(column).stem
+    return re.sub(r"\s+", "_", f"reference:{told}".lower()) if told else ""

@@ -59,7 +59,9 @@ with_machine = combine(
     ),
 )
 with_eval_mos = click.option(
-    "--eval-mos", type=PATH, help="CSV of images and human scores, to measure on; never used to evolve or train."
+    "--eval-mos",
+    type=PATH,
+    help="Table or folder of images with human scores (docs/data.md), to measure on; never used to evolve or train.",
 )
 with_seen = click.option(
     "--seen",

@@ -10,6 +10,7 @@ import click
 
 from evoprompt.errors import DataError
 from evoprompt.options import PATH
+from evoprompt.questions import FAMILIES, choose
 
 
 @click.group()
@@ -45,7 +46,7 @@ def show(folder: str, as_json: bool) -> None:
 @click.option("--place", default="centre", type=click.Choice(["centre", "top-left"]), help="Where a patch sits.")
 @click.option("--image-size", default=448, type=click.IntRange(min=1), help="Side of the judge's images, px.")
 @click.option("--judge", default="MAGAer13/mplug-owl2-llama2-7b", help="The judge it was trained with.")
-@click.option("--family", default="owl2", help="How that judge is asked.")
+@click.option("--family", default="owl2", type=click.Choice(list(FAMILIES)), help="How that judge is asked.")
 @click.option("--question", default="good-fine", help="The question it was trained on.")
 @click.option("-o", "--out", required=True, type=PATH, help="Prompt folder to write, new or empty.")
 def import_prompt(
@@ -59,13 +60,12 @@ def import_prompt(
     """
     from evoprompt.prompts import PromptConfig
     from evoprompt.published import read_published
-    from evoprompt.questions import FAMILIES, choose
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not an empty folder. Choose a new one with --out.")
     try:
         choose(FAMILIES[family], question)
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"--family {family} with --question {question} cannot be used: {error}.") from error
     config = PromptConfig(
         kind=kind, image_size=image_size, size=size, strength=1.0, place=place, preprocess="imagenet-crop"

@@ -97,7 +97,7 @@ class Origin:
     ``labels`` says which human scores it was trained with, ``none`` for label-free; ``control`` which control run it
     is the result of, ``none`` for a prompt that is meant; ``quantization`` the bits of the judge it was trained on, see
     ``small_cards.quantized``; ``seen`` what it has learnt from: content hashes of images, and keys of the reference
-    images whose distorted copies they are (``naming.reference_key``). There may be millions, so they are gone through
+    images whose distorted copies they are (``naming.reference_of``). There may be millions, so they are gone through
     and never gathered.
     """
 

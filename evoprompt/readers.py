@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.naming import KNOWN, known_by_word, parse_names, scale_of, slipped
-from evoprompt.tables import IMAGE_COLUMNS, Table, image_folders, read_table
+from evoprompt.tables import IMAGE_COLUMNS, REFERENCE_COLUMNS, Table, image_folders, read_table
 
 SCORE_COLUMNS = ("mos", "gt_score", "dmos", "mos_quality")
 """Accepted headers of the human score, in order of precedence; upper and lower case are the same."""
 
 STD_COLUMNS = ("std", "sd", "mos_std", "std_quality", "dmos_std")
 """Accepted headers of the ratings' standard deviation. Not "var": in some sets it holds variances, in KADID-10k not."""
-
-REFERENCE_COLUMNS = ("reference", "ref_name", "ref_img", "ref_img_path", "hq_name", "ref", "source")
-"""Accepted headers of the undistorted image that an image was made from."""
 
 TEXT_COLUMNS = ("prompt", "text_prompt")
 """Accepted headers of the text that an image was generated from."""
@@ -48,7 +45,7 @@ _FILES = (
     *("koniq10k_distributions_sets.csv", "koniq10k_scores_and_distributions.csv", "dmos.csv", "data.csv"),
     *("Annotations/MOS and Image attribute scores.xlsx", "MOS and Image attribute scores.xlsx"),
     *("Data/AllMOS_release.mat", "AllMOS_release.mat", "dmos_realigned.mat", "mos_with_names.txt"),
-    *("csiq.DMOS.xlsx", "csiq_label.txt", "Train_Label", "labels_image.csv"),
+    *("csiq.DMOS.xlsx", "csiq.beta.xlsx", "csiq_label.txt", "Train_Label", "labels_image.csv"),
     *("metadata.csv", "metadata.jsonl", "metadata.parquet", "mos.csv", "labels.csv"),
 )
 _FOLDERS = {
@@ -155,8 +152,9 @@ def find_table(folder: Path) -> Path | None:
 
 def _table(table: Table, column: str | None, split_column: str | None) -> Reading:
     """A table by its headers: that of a known set, or a plain one."""
-    if table.has("image_name", "c1", "c5", "c_total"):
-        return _plain(table, column, split_column, dataset="KonIQ-10k") if column else _koniq(table, split_column)
+    if table.has("c1", "c5", "c_total") and (table.has("image_name") or table.has("img_name")):
+        plain = _plain(table, column, split_column, dataset="KonIQ-10k") if column else _koniq(table, split_column)
+        return _told_of_splits(table, split_column, plain)
     if table.has("dist_img", "ref_img", "dmos"):
         note = "its column 'var' holds standard deviations and is read so; its dmos is better when higher"
         return _plain(table, column, split_column, dataset="KADID-10k", std=("var",), notes=(note,))
@@ -289,10 +287,10 @@ def _koniq(table: Table, split_column: str | None) -> Reading:
 
 
 def _csiq(table: Table, column: str | None, split_column: str | None) -> Reading:
-    """CSIQ's workbook names the image, the type and the level; the files are called after all three."""
+    """CSIQ's workbook names image, type and level; files are called after all three, folders after the type."""
     image, kind, level = (table.cells(table.require((key,), key)) for key in ("image", "dst_type", "dst_lev"))
     types = [_CSIQ.get(name, name) for name in kind]
-    names = [f"{t}/{i}.{t}.{int(float(n))}.png" for i, t, n in zip(image, types, level, strict=True)]
+    names = [f"{t.lower()}/{i}.{t}.{int(float(n))}.png" for i, t, n in zip(image, types, level, strict=True)]
     return _plain(table, column, split_column, dataset="CSIQ", names=names, notes=(_NEGATED,))
 
 
@@ -340,7 +338,11 @@ def _conversations(table: Table, column: str | None, split_column: str | None) -
 def _meta_info(table: Table, column: str | None, split_column: str | None, dataset: str) -> Reading:
     """The meta_info files of pyiqa, with their split columns."""
     score = (*SCORE_COLUMNS, "elo_score", "scaled_elo_score")
-    reading = _plain(table, column, split_column, dataset=dataset, score=score)
+    return _told_of_splits(table, split_column, _plain(table, column, split_column, dataset=dataset, score=score))
+
+
+def _told_of_splits(table: Table, split_column: str | None, reading: Reading) -> Reading:
+    """The same with a note where pyiqa's file has splits to choose from."""
     ready = [name for name in table.columns if re.fullmatch(r"ratio\d+_seed\d+_split_\d+", name)]
     if not ready or split_column:
         return reading
@@ -425,8 +427,10 @@ def _checked(reading: Reading) -> Reading:
         official = f" and {known.test} in its official test part" if known.test else ""
         notes.append(f"{len(reading.names)} rows; {reading.dataset} has {known.images} as distributed{official}")
     low, high = scale_of(reading.mos, (known.ranges if known else ()) + _USUAL) or (0.0, math.inf)
-    # On a scale from low to high no set of ratings deviates by more than half of it (Popoviciu's inequality).
-    if reading.std is not None and np.median(reading.std) > (high - low) / 2:
+    # On a scale from low to high no set of ratings deviates by more than half of it (Popoviciu's inequality). KonIQ-10k
+    # is passed on with its MOS, up to 100, and its SD, which is that of ratings from 1 to 5: at most 2.
+    std, is_mixed = reading.std, reading.dataset == "KonIQ-10k" and high == 100
+    if std is not None and (np.median(std) > (high - low) / 2 or (is_mixed and std.max() <= 2)):
         notes.append("its deviations are on another scale than its scores, and are not used")
         reading = replace(reading, std=None)
     if not reading.lower_better and _slope(reading) > 0.2:

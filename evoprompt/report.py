@@ -64,7 +64,9 @@ def write_report(run: Path) -> Path:
 def _head(files: RunFiles, name: str) -> str:
     record = files.record
     judge = f"{record['judge']['id']}@{str(record['judge']['revision'])[:12]}"
-    what = f"{record['images']} unlabelled images, judge {judge}, started {record['started']}"
+    learnt = f" and {record['train_mos']}" if record.get("train_mos") else ""
+    given = f"{record['images']} " + ("images with human scores" if files.supervised else f"unlabelled images{learnt}")
+    what = f"{given}, judge {judge}, started {record['started']}"
     first, *rest = (escape(line) for line in verdict(files.path))
     lines = f"<p>{first}</p>" + "".join(f"<p><b>{line[:9].strip()}</b><span>{line[9:]}</span></p>" for line in rest)
     kind = "good" if files.rounds and files.now["round"] and "but not by" not in first else "plain"
@@ -86,8 +88,8 @@ def _rounds_charts(files: RunFiles) -> str:
     figures = [
         _figure(
             "Ratings agree with votes", line_chart(agree, "round", "share of pairs", span=0.1), line_legend(agree),
-            f"{pairs} pairs of {on}, the votes taken with the prompt of the round. The gate compares with the votes "
-            "at the start instead, see gain.",
+            f"{pairs} pairs of {on}, the votes taken with the prompt of the round. The gate goes by "
+            f"{'human scores' if files.supervised else 'the votes at the start'} instead, see gain.",
         ),
         _figure(
             "Ladder accuracy", line_chart(ladder, "round", "share of steps right", span=0.1), line_legend(ladder),
@@ -101,7 +103,7 @@ def _rounds_charts(files: RunFiles) -> str:
         values, low, high = ([number[key] for number in srcc] for key in ("value", "low", "high"))
         human = [Line("SRCC, 95 % interval", x, values, low, high, rejected)]
         drawing = line_chart(human, "round", "SRCC", span=0.1)
-        note = f"{files.evaluation(0)['n']} images, measured only: evolution never sees these scores."
+        note = f"{files.evaluation(0)['n']} images, measured only: training never sees these scores."
         figures.append(_figure("Agreement with human scores", drawing, line_legend(human), note))
     return f'<h2>Round by round</h2><div class="grid">{"".join(figures)}</div>'
 
@@ -146,10 +148,11 @@ def _training(files: RunFiles) -> str:
     lines = [Line("mean of 9 steps", x, smooth), Line("one step", x, losses, faint=True)]
     if len(marks) > 8:
         marks = [(place, text.split()[1].rstrip(",")) for place, text in marks]
-    drawing = line_chart(
-        lines, "optimiser step", "fidelity loss, 0 to 1", span=0.02, whole=False, dots=False, marks=marks, width=WIDE
-    )
-    note = "Each step is one group of images, so single steps differ. On the pseudo-labels of the round, not held out."
+    name, *others = files.objectives.values()
+    label = "loss" if others else f"{name} loss{', 0 to 1' * (name == 'fidelity')}"
+    drawing = line_chart(lines, "optimiser step", label, span=0.02, whole=False, dots=False, marks=marks, width=WIDE)
+    learnt = " or ".join(f"{what} ({objective})" for what, objective in files.objectives.items())
+    note = f"Each step is one group of images, so single steps differ. On {learnt}, not held out."
     return "<h2>Training</h2>" + _figure("Loss", drawing, line_legend(lines, dots=False), note, wide=True)
 
 

@@ -50,7 +50,12 @@ with_track = combine(
     type=PATH,
     help="Folder (searched to its bottom), image, table of images, tar file, hf:DATASET (docs/data.md); repeatable.",
 )
-@click.option("--train-mos", multiple=True, type=PATH, help="CSV of images and human scores to mix in; repeatable.")
+@click.option(
+    "--train-mos",
+    multiple=True,
+    type=PATH,
+    help="Table or folder of images with human scores (docs/data.md) to mix in; repeatable.",
+)
 @click.option(
     "--control",
     default="none",
@@ -73,7 +78,11 @@ def evolve(ctx: click.Context, /, sources: tuple[Path, ...], **options: Any) -> 
 
 @click.command()
 @click.option(
-    "--train-mos", required=True, multiple=True, type=PATH, help="CSV of images and human scores; repeatable."
+    "--train-mos",
+    required=True,
+    multiple=True,
+    type=PATH,
+    help="Table or folder of images with human scores (docs/data.md); repeatable.",
 )
 @with_recipe
 @with_run
@@ -123,11 +132,12 @@ def _run_on(
     supervised = not sources
     from evoprompt import lifecycle
     from evoprompt.evaluation import measure_on
+    from evoprompt.labels import open_labels
     from evoprompt.mos import images_of, read_sets
     from evoprompt.planning import dry_run
     from evoprompt.processes import first_of_machine, rank
     from evoprompt.scoring import load_prompt
-    from evoprompt.session import finish, open_images, open_judge, open_labels, open_mirror, unseen
+    from evoprompt.session import finish, open_images, open_judge, open_mirror, unseen
     from evoprompt.tracking import Console
 
     console = Console(quiet=rank() > 0)
@@ -190,9 +200,10 @@ def resume(run: Path, rounds: int | None) -> None:
 def _resume_on(device: str, run: Path, rounds: int | None, record: Mapping[str, Any]) -> None:
     """Continue a run, alone or as one of several processes of a job."""
     from evoprompt.evaluation import measure_on
+    from evoprompt.labels import open_labels
     from evoprompt.lifecycle import resume as carry_on
     from evoprompt.processes import first_of_machine, rank
-    from evoprompt.session import finish, open_judge, open_labels, open_mirror, seen_by, unseen
+    from evoprompt.session import finish, open_judge, open_mirror, seen_by, unseen
     from evoprompt.tracking import Console
 
     console, options = Console(quiet=rank() > 0), record["options"]

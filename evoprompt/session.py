@@ -13,7 +13,7 @@ from evoprompt.errors import listed
 from evoprompt.evolution import TABLE_HEAD
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, OwlJudge, load_judge
-from evoprompt.labels import Labels, read_labels, without_seen
+from evoprompt.labels import Labels, without_seen
 from evoprompt.processes import rank
 from evoprompt.prompts import SeenFile
 from evoprompt.report import verdict, write_report
@@ -33,12 +33,6 @@ def open_images(sources: Sequence[Path], skip: bool, console: Console) -> ImageS
         + (f": {listed([f'{n} ({why})' for n, why in images.skipped])}" if images.skipped else "")
     )
     return images
-
-
-def open_labels(path: Path, console: Console, lower_better: bool = False) -> Labels:
-    """Read human scores, with progress while their images are checked."""
-    with console.counted("labels") as progress:
-        return read_labels(path, lower_better=lower_better, progress=progress)
 
 
 def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:

@@ -27,11 +27,13 @@ class Split:
         how: "official", "by reference", "by text prompt" or "by content".
         seed: Of the draw; None for an official split.
         parts: Part ("train", "val", "test") by content hash.
+        shares: Shares of the units that were asked for, by part; None for an official split.
     """
 
     how: str
     seed: int | None
     parts: Mapping[str, str]
+    shares: Mapping[str, float] | None = None
 
 
 def make_split(
@@ -72,7 +74,8 @@ def make_split(
         place |= dict.fromkeys(order[left - count : left], part)
         left -= count
     how = f"by {grouping}" if groups else "by content"
-    return Split(how=how, seed=seed, parts={sha: place[unit] for sha, unit in units.items()})
+    parts = {sha: place[unit] for sha, unit in units.items()}
+    return Split(how=how, seed=seed, parts=parts, shares=dict(shares))
 
 
 def torn(groups: Sequence[str] | None, grouping: str, parts: Sequence[str | None], part: str) -> str:

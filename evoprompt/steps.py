@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from evoprompt.runs import MOS, TRAIN, stream
 OnStep = Callable[[int, int, dict[str, float]], None]
 Views = Callable[[np.ndarray], np.ndarray]
 _OPTIMIZERS = {"adam": "adamw_torch", "sgd": "sgd"}
+# Checkpoints less than a second apart are no fault of the file system, and their numbers tell them apart.
+logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not be" not in str(record.msg))
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,9 @@ def study(
     """
     if (difficult is None) == bool(proxy):
         raise click.UsageError("--difficult and --proxy go together: how many images, and scores that say which.")
+    from evoprompt.labels import open_labels
     from evoprompt.scoring import judge_for, load_prompt
-    from evoprompt.session import open_labels, unseen
+    from evoprompt.session import unseen
     from evoprompt.study import FOURS, plan_study, run_study, study_folder, work
     from evoprompt.study_questions import choose_systems
     from evoprompt.study_results import find, protocol_of, row_of, stated, write_study
@@ -65,7 +66,7 @@ def study(
     remembered = loaded.origin.seen if loaded else ()
     labels = []
     for path in eval_mos:
-        labels.append(unseen(open_labels(path, console, lower_better), remembered, seen, console))
+        labels.append(unseen(open_labels(path, console, lower_better=lower_better), remembered, seen, console))
     sets = study_sets(labels, references)
     chosen = choose_systems(patterns, all(data.references is not None for data in sets))
     told = protocol_of(sets, labels)

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ IMAGE_COLUMNS = (
     *("img_name", "dist_name", "dist_img", "img_path", "image_path", "dis_img_path", "img_name/patch_name"),
 )
 """Accepted headers of the column that names an image, in order of precedence; upper and lower case are the same."""
+
+REFERENCE_COLUMNS = ("reference", "ref_name", "ref_img", "ref_img_path", "hq_name", "ref", "source")
+"""Accepted headers of the undistorted image that an image was made from."""
 
 TABLES = (".csv", ".jsonl", ".json", ".parquet", ".xlsx")
 """Kinds of files that are tables."""
@@ -46,8 +50,12 @@ class Table:
     place: str = "line"
 
     def find(self, accepted: Sequence[str]) -> int | None:
-        """Position of the column whose header comes first in `accepted`, or None when there is none."""
-        return _find(self.columns, accepted)
+        """Position of the column whose header comes first in `accepted`, or None when there is none.
+
+        Raises:
+            DataError: Two columns have that header.
+        """
+        return _find(self.path, self.columns, accepted)
 
     def require(self, accepted: Sequence[str], what: str) -> int:
         """Like `find`, for a column that must be there.
@@ -57,7 +65,7 @@ class Table:
             what: What the column holds, for the message ("the human score").
 
         Raises:
-            DataError: No column has an accepted header.
+            DataError: No column has an accepted header, or two have the first that is there.
         """
         return _require(self.path, self.columns, accepted, what)
 
@@ -106,14 +114,18 @@ def read_table(path: Path) -> Table:
     return Table(path=path, columns=columns, rows=texts, lines=lines, place=place)
 
 
-def image_names(path: Path) -> Iterator[str]:
-    """The image column of a table, row by row, without holding the table in memory (CSV, JSONL, Parquet).
+def image_rows(path: Path) -> Iterator[tuple[str, str]]:
+    """Image and reference image of a table, row by row, without holding the table in memory (CSV, JSONL, Parquet).
+
+    Yields:
+        The image's name and the cell of the first of `REFERENCE_COLUMNS`, empty where there is none.
 
     Raises:
         DataError: As `read_table` and `Table.image_names`; problems of rows come at the end, all at once.
     """
     columns, rows, place = _open(path)
     position = _require(path, columns, IMAGE_COLUMNS, "the image's file name")
+    reference = _find(path, columns, REFERENCE_COLUMNS)
     ragged, unnamed, count = [], [], 0
     for line, cells in rows:
         if len(cells) != len(columns):
@@ -121,7 +133,7 @@ def image_names(path: Path) -> Iterator[str]:
         elif any(cells):
             count += 1
             if cells[position]:
-                yield cells[position]
+                yield cells[position], "" if reference is None else cells[reference]
             else:
                 unnamed.append(f"{place} {line}")
     _complain_ragged(path, columns, ragged)
@@ -181,6 +193,29 @@ def embedded_column(path: Path) -> str | None:
         if struct or pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type):
             return str(field.name)
     return None
+
+
+def headers(path: Path) -> tuple[str, ...]:
+    """The header cells of a table, without its rows.
+
+    Raises:
+        DataError: As `read_table`, of the header.
+    """
+    return _open(path)[0]
+
+
+def reference_cells(path: Path) -> Iterator[str]:
+    """Reference images of a Parquet file that holds images, row by row: empty texts where no column tells."""
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(path)
+    names = file.schema_arrow.names
+    position = _find(path, names, REFERENCE_COLUMNS)
+    if position is None:
+        yield from repeat("", file.metadata.num_rows)
+        return
+    for batch in file.iter_batches(columns=[names[position]]):
+        yield from map(_as_text, batch[0].to_pylist())
 
 
 def _open(path: Path) -> tuple[tuple[str, ...], _Rows, str]:
@@ -297,13 +332,18 @@ def _xlsx(path: Path) -> tuple[tuple[str, ...], _Rows]:
     return tuple(header[k] for k in used), ((row, [cells[k] for k in used]) for row, cells in body)
 
 
-def _find(columns: Sequence[str], accepted: Sequence[str]) -> int | None:
-    headers = [column.lower() for column in columns]
-    return next((headers.index(name) for name in accepted if name in headers), None)
+def _find(path: Path, columns: Sequence[str], accepted: Sequence[str]) -> int | None:
+    there = [column.lower() for column in columns]
+    name = next((name for name in accepted if name in there), None)
+    if name is None:
+        return None
+    if there.count(name) > 1:
+        raise DataError(f"{path} has {there.count(name)} columns '{name}'. Keep one, or rename the others.")
+    return there.index(name)
 
 
 def _require(path: Path, columns: Sequence[str], accepted: Sequence[str], what: str) -> int:
-    position = _find(columns, accepted)
+    position = _find(path, columns, accepted)
     if position is None:
         others = ", ".join(f"'{name}'" for name in accepted[1:])
         also = f" (or {others})" if others else ""

@@ -78,7 +78,8 @@ class Console:
             rate = state["done"] / max(now - started, 1e-9)
             left = (total - state["done"]) / rate
             extra = "".join(f"  {k} {v:.3g}" for k, v in numbers.items())
-            self.say(f"{label}  {state['done']}/{total}  {rate:.3g}/s  {left:.0f} s left{extra}")
+            speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+            self.say(f"{label}  {state['done']}/{total}  {speed}/s  {left:,.0f} s left{extra}")
 
         return advance
 

@@ -23,7 +23,7 @@ from evoprompt.result_tables import shown
 METHODS: Methods = {
     "supervised": (TRAIN, "nano-supervised", ()),
     "label-free": (EVOLVE, "nano", ()),
-    RANDOM: (EVOLVE, "nano", ("--control", "random-labels")),
+    RANDOM: (EVOLVE, "nano", ("control=random-labels",)),
 }
 PROMPTS = {
     "one colour": ("prompt.blocks=160",),

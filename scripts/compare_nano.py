@@ -5,8 +5,8 @@
 DATA is described in `human_sets.py`. On every set, with every seed, every method trains a prompt on the same images,
 for the same number of steps and rounds, each round accepted and no judge refused, so that the methods differ in nothing
 but their labels; then `evoprompt compare` measures all of them on images that none has seen. Everything goes through
-the command line of evoprompt. Runs stay in WORK; those that are finished are not run again. Writes compare_nano.md and
-.json.
+the command line of evoprompt. Runs stay in WORK; those that are finished are not run again, nor is a comparison of the
+same; runs of other settings are refused. Writes compare_nano.md and .json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from human_sets import SETS, Parts, cut
 
 from evoprompt.cli import main as evoprompt
+from evoprompt.recipe_files import load_recipe
 from evoprompt.result_tables import share_lines, shown
 from evoprompt.score_files import read_scores
 from evoprompt.stats import Reading, percentile_interval, read, srcc
@@ -43,9 +44,9 @@ METHODS: Methods = {
     "label-free GRPO sampled": (EVOLVE, "nano-grpo-sampled", ()),
     "supervised": (TRAIN, "nano-supervised", ()),
     "mixed": (EVOLVE, "nano-mixed", ()),
-    RANDOM: (EVOLVE, "nano", ("--control", "random-labels")),
+    RANDOM: (EVOLVE, "nano", ("control=random-labels",)),
 }
-"""Command, recipe and further options of each method."""
+"""Command, recipe and further settings of each method."""
 
 
 def run(*command: str) -> None:
@@ -62,18 +63,24 @@ def run(*command: str) -> None:
 def one_prompt(
     chosen: tuple[str, str, tuple[str, ...]], parts: Parts, out: Path, seed: int, settings: Sequence[str]
 ) -> dict[str, float]:
-    """Make one prompt by a method unless it is there; returns minutes and peak memory."""
+    """Make one prompt by a method unless it is there; returns minutes and peak memory.
+
+    Raises:
+        SystemExit: when the one that is there was made with other settings.
+    """
     command, recipe, more = chosen
+    keys = [f"seed={seed}", "gate.accept=always", *more, *settings]
     record = out / "run.json"
     if not record.is_file() or json.loads(record.read_text())["status"] != "finished":
         shutil.rmtree(out, ignore_errors=True)
         given = ["--unlabeled", str(parts.unlabeled), "--force"] if command == EVOLVE else []
         given += ["--train-mos", str(parts.train)] if command == TRAIN or recipe == "nano-mixed" else []
-        keys = [f"seed={seed}", "gate.accept=always", *settings]
         flags = [text for key in keys for text in ("-s", key)]
         started = time.monotonic()
-        run(command, *given, "-r", recipe, *more, "--device", "cpu", "-o", str(out), *flags)
+        run(command, *given, "-r", recipe, "--device", "cpu", "-o", str(out), *flags)
         (out / "minutes.json").write_text(json.dumps((time.monotonic() - started) / 60))
+    elif changes := load_recipe(out / "recipe.yaml").differences(load_recipe(recipe, keys)):
+        raise SystemExit(f"{out} was made with other settings ({', '.join(changes)}). Give another WORK or remove it.")
     last = json.loads(sorted((out / "rounds").glob("[0-9]*/round.json"))[-1].read_text())
     return {"minutes": json.loads((out / "minutes.json").read_text()), "peak MiB": last["peak_memory_mib"]}
 
@@ -81,7 +88,7 @@ def one_prompt(
 def one_set(
     parts: Parts, work: Path, seeds: int, settings: Sequence[str], methods: Methods = METHODS
 ) -> dict[str, Any]:
-    """All prompts of one set, then one comparison of all of them."""
+    """All prompts of one set, then one comparison of all of them unless that is there."""
     cost: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     named = []
     for seed in range(seeds):
@@ -90,8 +97,11 @@ def one_set(
             cost[method].append(one_prompt(chosen, parts, out, seed, settings))
             named.append(f"{method}={out}")
     folder = work / "comparison"
-    if not (folder / "comparison.json").is_file():
+    asked, known = {"compared": named, "settings": list(settings)}, folder / "asked.json"
+    if not known.is_file() or json.loads(known.read_text()) != asked:
+        known.unlink(missing_ok=True)
         run("compare", *named, "--eval-mos", str(parts.test), "--device", "cpu", "-o", str(folder))
+        known.write_text(json.dumps(asked))
     body = json.loads((folder / "comparison.json").read_text())
     return {"cost": cost, "methods": numbers_of([folder]), **body}
 

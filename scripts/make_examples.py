@@ -1,7 +1,7 @@
 """Paint the example images: 16 scenes that no camera saw, each in 4 versions, mostly degraded.
 
     python scripts/make_examples.py                 # all of examples/, about five minutes on one core
-    python scripts/make_examples.py --only cloth --out /tmp/look
+    python scripts/make_examples.py --only cloth --out look
 
 The same script with the same numpy, scipy and Pillow writes the same bytes. known.csv and README.md are written only
 when all scenes are.

@@ -14,6 +14,7 @@ from nano_data import FAMILIES, SIZE
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from evoprompt.degrade import KINDS
@@ -161,8 +162,16 @@ class Nano(nn.Module):
     def states(self, pixels: Tensor, keep: Tensor | None) -> Tensor:
         """Vision tower: pixels (B, 3, S, S) in [0, 1], patches to keep (K,) -> states (B, 1 + K, D)."""
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-        states: Tensor = self.owl.model.vision_model((pixels - mean) / std, keep=keep).last_hidden_state
+        tower = self.owl.model.vision_model
+        states: Tensor = tower.post_layernorm(tower.encoder(tower.embeddings((pixels - mean) / std)[:, _rows(keep)]))
         return states
+
+    def tokens(self, states: Tensor, keep: Tensor | None) -> Tensor:
+        """Abstractor: states (B, 1 + K, D) of the patches that were kept -> visual tokens (B, T, D)."""
+        abstractor = self.owl.model.visual_abstractor
+        tables = [(name, table) for name, table in abstractor.named_buffers() if name.endswith("k_pos_embed")]
+        seen: Tensor = functional_call(abstractor, {name: table[_rows(keep)] for name, table in tables}, (states,))
+        return seen
 
     def rate(self, seen: Tensor, question: Question) -> Tensor:
         """Visual tokens (B, T, D) -> level logits (B, 5)."""
@@ -191,6 +200,11 @@ class Nano(nn.Module):
         """Loss of one of the `words` of an answer, the same for the whole batch, given those before it."""
         known = int(rng.integers(len(words)))
         return self.word_loss(" ".join([text, *words[:known]]), seen, [words[known]] * len(seen[0]))
+
+
+def _rows(keep: Tensor | None) -> Tensor | slice:
+    """The class token and the patches that are kept, among all of them."""
+    return slice(None) if keep is None else torch.cat([torch.zeros(1, dtype=keep.dtype), keep + 1])
 
 
 def _zeros(inputs: int, outputs: int) -> nn.Linear:

@@ -35,8 +35,8 @@ METHODS: Methods = {
     SUPERVISED: (TRAIN, "nano-supervised", ()),
     FREE: (EVOLVE, "nano", ()),
     LADDER: (EVOLVE, "nano-ladder", ()),
-    RANDOM: (EVOLVE, "nano", ("--control", "random-labels")),
-    SHUFFLED: (EVOLVE, "nano", ("--control", "shuffled-labels")),
+    RANDOM: (EVOLVE, "nano", ("control=random-labels",)),
+    SHUFFLED: (EVOLVE, "nano", ("control=shuffled-labels",)),
 }
 CONTROLS = (RANDOM, SHUFFLED)
 PAIRS, RESAMPLES = 1000, 1000

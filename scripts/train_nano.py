@@ -238,7 +238,7 @@ def run_phase(model: Nano, crops: Crops, damage: np.ndarray, phase: Phase, seed:
                 read = functional.mse_loss(model.read_border(states, keep), said)
                 loss, record = loss + 10 * read, record | {"border": float(read.detach())}
             if phase.answers:
-                seen = model.owl.model.visual_abstractor(states, keep=keep)
+                seen = model.tokens(states, keep)
                 told = functional.mse_loss(model.token_head(seen.flatten(1)).float(), said)
                 quality = leaning(level_of(total[rows]), tastes, said)
                 answers, more = answer_loss(model, seen, total[rows], quality, crops.group[rows], rng)

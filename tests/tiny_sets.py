@@ -119,7 +119,7 @@ def csiq(folder: Path) -> None:
         rows.append((1600 if image == "1600" else image, 1, written, int(level), 0.05, 0.2 * int(level)))
     # As in the real workbook: the table starts at D4, behind hidden sheets.
     workbook(folder / "csiq.DMOS.xlsx", rows, top=4, left=3, hidden=True)
-    pictures(folder / "dst_imgs", [f"{name.split('.')[1]}/{name}" for name in CSIQ_NAMES])
+    pictures(folder / "dst_imgs", [f"{name.split('.')[1].lower()}/{name}" for name in CSIQ_NAMES])
     pictures(folder / "src_imgs", ["1600.png", "elk.png"])
 
 

@@ -294,17 +294,16 @@ class Owl2ForConditionalGeneration(Owl2PreTrainedModel, GenerationMixin):
         """See ``Owl2Model.get_image_features``."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def get_visual_tokens(self, pixel_values: Tensor, keep: Tensor | None = None) -> Tensor:
+    def get_visual_tokens(self, pixel_values: Tensor) -> Tensor:
         """Encode images once, for any number of questions.
 
         Args:
             pixel_values: (B, 3, S, S) float, normalised.
-            keep: (K,) int64, numbers of the image patches to look at; None = all.
 
         Returns:
             (B, Q + 1, D) visual tokens, differentiable in the pixels.
         """
-        tokens: Tensor = self.model.visual_abstractor(self.model.vision_model(pixel_values, keep=keep)[0], keep)
+        tokens: Tensor = self.model.visual_abstractor(self.model.vision_model(pixel_values)[0])
         return tokens
 
     @torch.no_grad()

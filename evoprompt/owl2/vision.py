@@ -133,8 +133,8 @@ class Owl2VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(1, patches + 1, width))
         self.pre_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Normalised images (B, 3, S, S), patches to keep (K,) or None -> (B, 1 + patches, D)."""
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) -> (B, 1 + patches, D)."""
         if pixel_values.ndim != 4 or pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"pixel_values have shape {tuple(pixel_values.shape)}; the tower takes (images, 3, {self.image_size}, "
@@ -142,13 +142,9 @@ class Owl2VisionEmbeddings(nn.Module):
             )
         with torch.autocast(pixel_values.device.type, enabled=False):  # it would undo the float32 of the convolution
             patches = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
-        positions: Tensor = self.position_embedding
-        if keep is not None:
-            patches = patches[:, keep]
-            positions = torch.cat([positions[:, :1], positions[:, 1:][:, keep]], dim=1)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         # The sum is still float32 where the convolution is; only then it takes the dtype of the rest.
-        tokens = (tokens + positions).to(self.pre_layernorm.weight.dtype)
+        tokens = (tokens + self.position_embedding).to(self.pre_layernorm.weight.dtype)
         states: Tensor = self.pre_layernorm(tokens)
         return states
 
@@ -242,20 +238,19 @@ class Owl2VisionModel(Owl2PreTrainedModel):
         return self.embeddings.patch_embed
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, keep: Tensor | None = None, **_kwargs: Any) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **_kwargs: Any) -> BaseModelOutput:
         """See a batch of images.
 
         Args:
             pixel_values: (B, 3, S, S) float, normalised by the constants of the checkpoint's processor.
-            keep: (K,) int64, numbers of the patches to look at (row by row); None = all of them.
 
         Returns:
-            ``last_hidden_state`` (B, 1 + K, D), the class token first.
+            ``last_hidden_state`` (B, 1 + patches, D), the class token first.
 
         Raises:
             ValueError: when the images have another size than the tower.
         """
-        states = self.encoder(self.embeddings(pixel_values, keep))
+        states = self.encoder(self.embeddings(pixel_values))
         return BaseModelOutput(last_hidden_state=self.post_layernorm(states))
 
 
@@ -278,12 +273,10 @@ class Owl2AbstractorAttention(nn.Module):
         self.q_pos_embed = nn.Buffer(query_positions(config))
         self.k_pos_embed = nn.Buffer(patch_positions(config))
 
-    def forward(self, queries: Tensor, states: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, states: Tensor) -> Tensor:
         """Queries (B, Q, D) and states (B, M, D), both normalised -> (B, Q, D)."""
         batch, width = queries.shape[0], queries.shape[2]
         q_positions, k_positions = self.q_pos_embed.to(queries.dtype), self.k_pos_embed.to(queries.dtype)
-        if keep is not None:
-            k_positions = torch.cat([k_positions[:1], k_positions[1:][keep]])
         memory = torch.cat([queries, states], dim=1)
         key = self.key(memory + torch.cat([q_positions, k_positions]))
         query, value = self.query(queries + q_positions), self.value(memory)
@@ -336,10 +329,10 @@ class Owl2CrossAttention(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.normk = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, queries: Tensor, states: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, states: Tensor) -> Tensor:
         """Queries (B, Q, D), the tower's states (B, M, D) -> (B, Q, D)."""
         normalised = self.norm1(queries)
-        result: Tensor = self.output(self.attention(normalised, self.normk(states), keep), normalised)
+        result: Tensor = self.output(self.attention(normalised, self.normk(states)), normalised)
         return result
 
 
@@ -350,9 +343,9 @@ class Owl2AbstractorLayer(GradientCheckpointingLayer):
         super().__init__()
         self.crossattention = Owl2CrossAttention(config)
 
-    def forward(self, queries: Tensor, states: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, states: Tensor) -> Tensor:
         """Queries (B, Q, D), the tower's states (B, M, D) -> (B, Q, D)."""
-        result: Tensor = self.crossattention(queries, states, keep)
+        result: Tensor = self.crossattention(queries, states)
         return result
 
 
@@ -363,10 +356,10 @@ class Owl2AbstractorEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Owl2AbstractorLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, queries: Tensor, states: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, states: Tensor) -> Tensor:
         """Queries (B, Q, D), the tower's states (B, M, D) -> (B, Q, D)."""
         for layer in self.layers:
-            queries = layer(queries, states, keep)
+            queries = layer(queries, states)
         return queries
 
 
@@ -389,16 +382,15 @@ class Owl2VisualAbstractor(Owl2PreTrainedModel):
         """The abstractor embeds no ids; its last map stands in, since transformers asks every model."""
         return self.visual_fc
 
-    def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Turn states into tokens.
 
         Args:
-            states: (B, 1 + K, D), the tower's ``last_hidden_state``.
-            keep: (K,) int64, the patches the states belong to; None = all.
+            states: (B, 1 + patches, D), the tower's ``last_hidden_state``.
 
         Returns:
             (B, Q + 1, width of the language model).
         """
         batch = states.shape[0]
-        queries = self.encoder(self.query_embeds.expand(batch, -1, -1), states, keep)
+        queries = self.encoder(self.query_embeds.expand(batch, -1, -1), states)
         return torch.cat([self.visual_fc(queries), self.vit_eos.expand(batch, -1, -1)], dim=1)

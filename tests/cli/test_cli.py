@@ -209,7 +209,7 @@ def test_doctor_and_version_answer() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evolve", "--unlabeled", "absent"], "no such folder, image or CSV file: absent"),
+        (["evolve", "--unlabeled", "absent"], "no such folder, image or table: absent"),
         (["evolve", "--unlabeled", "EMPTY"], "holds no images"),
         (["evolve", "--unlabeled", "PHOTOS", "-s", "train.lr=fast"], "train.lr"),
         (["evolve", "--unlabeled", "PHOTOS", "-s", "train.lrr=1"], "did you mean 'train.lr'"),
@@ -218,12 +218,16 @@ def test_doctor_and_version_answer() -> None:
         (["evolve", "--unlabeled", "PHOTOS", "--judge", "EMPTY"], "cannot be loaded"),
         (["evolve", "--unlabeled", "PHOTOS", "--init-prompt", "EMPTY"], "config.json is missing"),
         (["evolve", "--unlabeled", "TORN"], "1 of 1 images cannot be read: torn.png"),
-        (["score", "absent.png"], "no such folder, image or CSV file: absent.png"),
+        (["score", "absent.png"], "no such folder, image or table: absent.png"),
         (["score", "PHOTOS", "-p", "absent"], "prompt absent does not exist"),
         (["score", "PHOTOS", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["evaluate", "--eval-mos", "absent.csv"], "absent.csv cannot be read"),
         (["resume", "EMPTY"], "is not a run"),
         (["report", "EMPTY"], "is not a run"),
+        (
+            ["prompt", "import", "a.pth", "--kind", "border", "--family", "foo", "-o", "x"],
+            "'foo' is not one of 'owl2', ",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_1_or_2(

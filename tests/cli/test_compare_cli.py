@@ -298,3 +298,11 @@ def test_what_is_wrong_is_said_before_a_judge_is_loaded(
         told = [places.get(a, a.replace("FEW/", f"{places['FEW']}/")) for a in arguments]
         result = run(command, "none", *told, "--n-boot", 100)
         assert result.exit_code in (1, 2) and message in result.stderr, result.output
+
+
+def test_a_file_of_another_kind_is_refused_under_python_o_too(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    code = "import sys; from evoprompt.compare_commands import Path, read_results; read_results(Path(sys.argv[1]))"
+    command = [sys.executable, "-O", "-c", code, str(tmp_path / "other.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "is not a result of 'evoprompt evaluate -o'" in done.stderr

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from pyarrow import parquet
 from tiny_sets import agiqa, csiq, kadid, koniq, pictures, write
 
 from evoprompt.cli import main
+from evoprompt.errors import JudgeError
 
 
 def run(*arguments: object) -> Result:
@@ -97,6 +100,35 @@ def test_a_table_may_be_looked_at_without_its_scores(tmp_path: Path) -> None:
     assert (facts["dataset"], facts["better"], facts["direction_from"]) == ("CSIQ", "lower", "the set")
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_a_list_without_scores_is_looked_at_as_one(kind: str, tmp_path: Path) -> None:
+    pictures(tmp_path, ["a b.png", "c.png"])
+    rows = [{"image": name, "zscore": 1} for name in ("a b.png", "c.png")]
+    path = tmp_path / f"my list.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        head = "image,zscore\n" + "".join(f"{row['image']},1\n" for row in rows)
+        write(path, {"csv": head, "json": json.dumps(rows)}.get(kind, "\n".join(map(json.dumps, rows))))
+    result = run("check", path)
+    assert result.exit_code == 0, result.output
+    said = lines(result)
+    assert said["images"].startswith("2 found, 2 distinct")
+    assert said["scores"].startswith(
+        f"none: {path} has no column 'mos', 'gt_score', 'dmos', 'mos_quality'; found: image,"
+    )
+    assert said["next"] == f"evoprompt evolve --unlabeled '{path}'"
+    assert lines(run("check", path, "--column", "zscore"))["next"] == f"evoprompt evaluate PROMPT --eval-mos '{path}'"
+    assert "has no column 'grade'" in run("check", path, "--column", "grade").stderr
+
+
+def test_photos_beside_a_table_of_something_else_are_images_without_scores(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.png", "b.png"])
+    write(tmp_path / "data.csv", "day,rain\n1,20\n")
+    said = lines(run("check", tmp_path))
+    assert said["images"].startswith("2 found") and "found: day, rain. If one holds scores, add --col" in said["scores"]
+
+
 def test_wrong_columns_and_foreign_files_are_one_sentence(tmp_path: Path) -> None:
     result = run("check", write(tmp_path / "x.csv", "photo,score\na.png,1\n"))
     assert result.exit_code == 2 and result.stdout == ""
@@ -115,11 +147,14 @@ def test_split_writes_a_file_and_uses_it_again(tmp_path: Path) -> None:
     assert said["split"] == f"by reference, written: {tmp_path / 'dmos.csv.split.json'}"
     assert (said["train"], said["test"]) == ("6 images, 1 reference", "6 images, 1 reference")
     before = (tmp_path / "dmos.csv.split.json").read_bytes()
-    again = run("split", tmp_path)
+    again = run("split", tmp_path, "--val", 0, "--test", 0.5)
     assert lines(again)["split"].startswith("by reference, used again") and again.exit_code == 0
     assert (tmp_path / "dmos.csv.split.json").read_bytes() == before
-    other = run("split", tmp_path, "--seed", 1)
-    assert other.exit_code == 2 and "is there with seed 0" in other.stderr
+    for other in (("--seed", 1, "--val", 0, "--test", 0.5), ("--val", 0), ("--val", 0.3, "--test", 0.5), ()):
+        result = run("split", tmp_path, *other)
+        assert result.exit_code == 2 and result.stdout == ""
+        assert "is there with seed 0 and shares train 0.5, test 0.5. Ask for these, name another" in result.stderr
+    assert (tmp_path / "dmos.csv.split.json").read_bytes() == before
     assert lines(run("check", tmp_path))["split"].startswith("by reference, seed 0, in ")
 
 
@@ -151,3 +186,36 @@ def test_a_very_large_and_a_tiny_image_are_told(tmp_path: Path) -> None:
     result = run("check", tmp_path)
     assert lines(result)["unreadable"] == "1: wide.png (20000 x 700 pixels, edges may have 16384)"
     assert lines(result)["pixels"] == "1 to 1 wide, 1 to 1 high"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "none", "--eval-mos", "TABLE"),
+        ("compare", "none", "--eval-mos", "TABLE"),
+        ("continual", "none", "--eval-mos", "TABLE"),
+        ("study", "--eval-mos", "TABLE", "-o", "OUT"),
+        ("train", "--train-mos", "TABLE", "-o", "OUT"),
+        ("evolve", "--unlabeled", "OTHER", "--train-mos", "TABLE", "-o", "OUT"),
+        ("evolve", "--unlabeled", "OTHER", "--eval-mos", "TABLE", "-o", "OUT"),
+        ("data", "split", "TABLE"),
+    ],
+)
+def test_how_scores_were_understood_is_told_once_before_a_judge_is_loaded(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_here(*arguments: object) -> None:
+        raise JudgeError("no judge is loaded here")
+
+    monkeypatch.setattr("evoprompt.scoring.judge_for", none_here)
+    monkeypatch.setattr("evoprompt.session.load_judge", none_here)
+    names = [f"{k}.png" for k in range(8)]
+    pictures(tmp_path / "set", names)
+    pictures(tmp_path / "other", ["a.jpg", "b.jpg", "c.jpg"])
+    rows = "".join(f"{name},{1 + k / 2},{20 + k},{k % 4}\n" for k, name in enumerate(names))
+    table = write(tmp_path / "set" / "list.csv", "image,mos,std,level\n" + rows)
+    places = {"TABLE": table, "OTHER": tmp_path / "other", "OUT": tmp_path / "run"}
+    result = CliRunner().invoke(main, [str(places.get(word, word)) for word in words])
+    assert result.exit_code == (0 if words[0] == "data" else 2), result.output
+    assert result.stderr.count(f"note     {table}: its deviations are on another scale than its scores") == 1
+    assert result.stderr.count(f"note     {table}: its scores rise with the level of distortion") == 1

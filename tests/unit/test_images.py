@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evoprompt import images
 from evoprompt.errors import DataError
 from evoprompt.images import (
     FITS,
@@ -394,6 +397,16 @@ def test_the_most_extreme_accepted_shape_fits(fit: str) -> None:
 # Finding
 
 
+@pytest.mark.parametrize(("limit", "message"), [(20, ""), (10, "more pixels than Pillow's safety limit")])
+def test_a_large_image_is_read_without_a_warning_or_refused(limit: int, message: str, tmp_path: Path) -> None:
+    Image.new("RGB", (6, 5)).save(tmp_path / "large.png")  # beyond the limit, and for 10 beyond twice the limit
+    text = f"from PIL import Image; Image.MAX_IMAGE_PIXELS = {limit}; from evoprompt.images import check_images; "
+    text += "from pathlib import Path; print(check_images([('large.png', Path('large.png'))])[1])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(images.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.strip() == (f"[('large.png', \"{message}\")]" if message else "[]")
+
+
 def test_a_folder_is_searched_to_any_depth_in_the_order_of_names(tmp_path: Path) -> None:
     for seed, name in enumerate(["b.png", "a/z.PNG", "a/b/c.jpg", "c.webp"]):
         saved(noise(8, 8, seed), tmp_path / name)
@@ -495,7 +508,7 @@ def test_a_folder_without_images_names_the_known_kinds(tmp_path: Path) -> None:
 
 
 def test_all_sources_that_do_not_exist_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such folder, image or CSV file: .*one; .*two\. Name folders"):
+    with pytest.raises(DataError, match=r"no such folder, image or table: .*one; .*two\. Name folders"):
         scan_images([tmp_path / "one", tmp_path, tmp_path / "two"])
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from evoprompt import images
+from evoprompt.data_check import check_scores
 from evoprompt.errors import DataError
 from evoprompt.images import scan_images
 from evoprompt.labels import Labels, overlap, read_labels, without_seen
@@ -122,6 +123,25 @@ def test_an_image_named_twice_is_refused_with_both_lines(folder: Path) -> None:
     assert "1 row for images it already named: a.png (lines 2 and 4)" in message
 
 
+@pytest.mark.parametrize("other", ["./a.png", "images/../a.png"])
+def test_an_image_named_twice_in_other_words_is_refused(other: str, folder: Path) -> None:
+    path = table(folder, f"image,mos\na.png,1\nb.png,2\n{other},3\n")
+    assert f"1 row for images it already named: {other} (lines 2 and 4)" in refusal(path)
+    assert check_scores(path).facts["repeated_names"] == ["a.png (2 rows)"]
+
+
+@pytest.mark.parametrize("header", ["image,mos,mos", "image,MOS,mos", "image,mos,std,std", "image,image,mos"])
+def test_two_columns_of_one_header_are_refused(header: str, folder: Path) -> None:
+    names = header.lower().split(",")
+    twice = next(name for name in names if names.count(name) > 1)
+    message = refusal(table(folder, f"{header}\na.png{',1' * (len(names) - 1)}\n"))
+    assert message == f"{folder / 'mos.csv'} has 2 columns '{twice}'. Keep one, or rename the others."
+
+
+def test_two_columns_of_a_header_that_is_not_read_do_no_harm(folder: Path) -> None:
+    assert len(read_labels(table(folder, "image,mos,remark,remark\na.png,1,x,y\n"))) == 1
+
+
 def test_images_of_a_set_are_decoded_once_and_again_when_they_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +162,13 @@ def test_all_missing_images_are_named_with_where_they_were_looked_for(folder: Pa
     message = refusal(table(folder, "image,mos\na.png,1\nx.png,2\ny.png,3\n"))
     assert "names 2 of 3 images that are not there: x.png; y.png; " in message
     assert f"looked in {folder} and {folder / 'images'}." in message
+
+
+def test_a_name_too_long_for_a_file_is_missing(folder: Path) -> None:
+    path = table(folder, f"image,mos\na.png,1\n{'x' * 300}.png,2\n")
+    assert f"names 1 of 2 images that are not there: {'x' * 300}.png; looked in" in refusal(path)
+    with pytest.raises(DataError, match=r"x\.png \(file name too long\)"):
+        scan_images([path])
 
 
 def test_all_unreadable_images_are_named(folder: Path) -> None:

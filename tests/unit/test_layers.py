@@ -1,6 +1,7 @@
 """Imports within the package follow the ranks of docs/architecture.md; what must start fast imports nothing heavy."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,13 @@ def at_module_level(path: Path) -> set[str]:
 
 def test_every_module_has_a_rank_and_every_rank_a_module():
     assert set(MODULES) | {"owl2"} == set(RANK)
+
+
+def test_the_page_on_the_architecture_has_the_same_ranks():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", page, flags=re.MULTILINE)
+    told = {int(rank): sorted(re.findall(r"`(\w+)/?`", modules)) for rank, modules in rows}
+    assert told == {rank: sorted(names) for rank, names in RANKS.items()}
 
 
 @pytest.mark.parametrize("name", MODULES)

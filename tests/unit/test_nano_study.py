@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from evoprompt.recipe_files import load_recipe
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 N = 60
@@ -24,6 +28,11 @@ def scripts_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def study() -> ModuleType:
     return importlib.import_module("nano_study")
+
+
+@pytest.fixture
+def compare_nano() -> ModuleType:
+    return importlib.import_module("compare_nano")
 
 
 @pytest.fixture
@@ -74,10 +83,10 @@ def test_images_that_are_there_are_not_written_again(human_sets: ModuleType, tmp
 
 def comparison(folder: Path, noise: dict[str, float], seeds: int = 2) -> Path:
     """What `evoprompt compare` writes, of scores that are human scores with more or less noise; `none` is the bare."""
-    rng = np.random.default_rng(ord(folder.name))
+    rng = np.random.default_rng(ord(folder.name[0]))
     mos = np.arange(N, dtype=float)
     mistaken = rng.normal(0, 1, N)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "mos", "split", "prompt", "kind", "method", "seen", "score"])
@@ -112,6 +121,41 @@ def results_of(study: ModuleType, folders: list[Path]) -> dict[str, Any]:
         own = {**one, "methods": methods, "estimates": {name: 0.1 * place for name in study.KNOWN}}
         judges[folder.name] = {"biq2021": own}
     return {"seeds": 2, "judges": judges, "sets": {"biq2021": study.over_judges(folders)}}
+
+
+def test_a_comparison_is_made_again_for_other_seeds_and_runs_of_other_settings_are_refused(
+    compare_nano: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run(command: str, *rest: str) -> None:
+        asked.append(command)
+        out = Path(rest[rest.index("-o") + 1])
+        if command == "compare":
+            seeds = sum("=" in item for item in rest) // 2
+            comparison(out, {"none": 30.0, "label-free": 14.0, "random labels": 31.0}, seeds)
+            (out / "comparison.json").write_text(json.dumps({"seeds": seeds}))
+            return
+        keys = [value for flag, value in pairwise(rest) if flag == "-s"]
+        (out / "rounds" / "000").mkdir(parents=True)
+        (out / "rounds" / "000" / "round.json").write_text(json.dumps({"peak_memory_mib": 1}))
+        (out / "run.json").write_text(json.dumps({"status": "finished"}))
+        (out / "recipe.yaml").write_text(load_recipe(rest[rest.index("-r") + 1], keys).to_yaml())
+
+    monkeypatch.setattr(compare_nano, "run", run)
+    methods = {"label-free": ("evolve", "nano", ()), "random labels": ("evolve", "nano", ("control=random-labels",))}
+
+    def one_set(seeds: int, *settings: str) -> tuple[int, list[str]]:
+        asked.clear()
+        parts = importlib.import_module("human_sets").Parts(tmp_path, tmp_path, tmp_path)
+        return compare_nano.one_set(parts, tmp_path / "work", seeds, settings, methods)["seeds"], list(asked)
+
+    assert one_set(1, "rounds=1") == (1, ["evolve", "evolve", "compare"])
+    assert one_set(1, "rounds=1") == (1, [])
+    assert one_set(2, "rounds=1") == (2, ["evolve", "evolve", "compare"])
+    assert one_set(1, "rounds=1") == (1, ["compare"])
+    with pytest.raises(SystemExit, match=r"label-free-0 was made with other settings \(rounds: 1 -> 2\)"):
+        one_set(1, "rounds=2")
 
 
 def test_the_bar_says_what_is_met(study: ModuleType, tmp_path: Path) -> None:

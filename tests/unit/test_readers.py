@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -100,9 +101,19 @@ def test_difference_scores_are_negated(name: str, tmp_path: Path) -> None:
 
 def test_csiq_files_are_named_after_image_type_and_level(tmp_path: Path) -> None:
     labels = made("CSIQ", tmp_path)
-    assert labels.names[0] == "AWGN/1600.AWGN.1.png" and labels.names[3] == "jpeg2000/1600.jpeg2000.1.png"
+    assert labels.names[0] == "awgn/1600.AWGN.1.png" and labels.names[3] == "jpeg2000/1600.jpeg2000.1.png"
     assert labels.groups is not None and set(labels.groups) == {"1600", "elk"}
     assert labels.references is not None and labels.references[0] == tmp_path / "src_imgs" / "1600.png"
+
+
+@pytest.mark.parametrize("folder", ["AWGN", "awgn", "Awgn"])
+def test_csiq_folders_may_be_in_another_case_and_its_workbook_have_its_older_name(folder: str, tmp_path: Path) -> None:
+    SETS["CSIQ"](tmp_path)
+    (tmp_path / "csiq.DMOS.xlsx").rename(tmp_path / "csiq.beta.xlsx")
+    (tmp_path / "dst_imgs" / "awgn").rename(tmp_path / "dst_imgs" / folder)
+    labels = read_labels(tmp_path)
+    assert labels.dataset == "CSIQ" and len(labels) == 12 and labels.paths[0].parent.name == folder
+    assert any("in another case" in note for note in labels.notes) == (folder != "awgn")
 
 
 def test_live_leaves_out_the_undistorted_images(tmp_path: Path) -> None:
@@ -257,6 +268,25 @@ def test_pyiqa_numbers_of_parts_are_understood(tmp_path: Path) -> None:
     assert labels.split == ("train", "val", "test") and labels.range == (0, 100)
 
 
+def test_koniq_of_pyiqa_has_mean_and_deviation_of_its_ratings(tmp_path: Path) -> None:
+    pictures(tmp_path, ["10004473376.jpg"])
+    rows = "img_name,mos,std,split,c1,c2,c3,c4,c5,c_total,ratio802_seed123_split_01\n10004473376.jpg,77.3836206897,"
+    rows += "0.527277894494,training,0.0,0.0,0.238095238095,0.695238095238,0.0666666666667,105,train\n"
+    path = write(tmp_path / "meta_info_KonIQ10kDataset.csv", rows)
+    labels = read_labels(path)
+    assert labels.mos[0] == pytest.approx(3.8285714, abs=1e-6) and labels.range == (1, 5)
+    assert labels.std is not None and labels.std[0] == pytest.approx(0.527277894494, abs=1e-9)
+    assert "MOS is on 1 to 100, its SD is not" in labels.notes[0] and labels.split == ("train",)
+    assert any("choose one as meta_info_KonIQ10kDataset.csv#test@ratio802_seed123" in note for note in labels.notes)
+
+
+def test_koniq_without_its_ratings_loses_deviations_of_the_other_scale(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a.jpg", "b.jpg"])
+    path = write(tmp_path / "meta_info_KonIQ10kDataset.csv", "img_name,mos,std\na.jpg,77.38,0.53\nb.jpg,40,0.6\n")
+    labels = read_labels(path)
+    assert labels.std is None and any("on another scale" in note for note in labels.notes)
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_metadata_of_an_image_folder_is_read(kind: str, tmp_path: Path) -> None:
     import pyarrow
@@ -344,3 +374,13 @@ def test_names_with_blanks_and_other_scripts_are_found(tmp_path: Path) -> None:
         write(tmp_path / "mos.csv", "image,mos\n" + "".join(f'"{n}",{k}\n' for k, n in enumerate(names)))
     )
     assert labels.names == tuple(names)
+
+
+def test_accents_written_another_way_and_other_cases_of_folders_are_found(tmp_path: Path) -> None:
+    on_disk = [unicodedata.normalize("NFD", "bü.png"), unicodedata.normalize("NFD", "Éa/c.PNG"), "D.png", "d.PNG"]
+    pictures(tmp_path, on_disk)
+    labels = read_labels(write(tmp_path / "mos.csv", "image,mos\nbü.png,1\néA/c.png,2\n"))
+    assert labels.paths == (tmp_path / on_disk[0], tmp_path / on_disk[1]) and labels.names == ("bü.png", "éA/c.png")
+    assert labels.notes == ("2 images found under names in another case, or with accents written another way",)
+    with pytest.raises(DataError, match=r"1 of 1 images that are not there: d\.png"):  # it could be either
+        read_labels(write(tmp_path / "mos.csv", "image,mos\nd.png,1\n"))

@@ -22,7 +22,7 @@ from conftest import ScriptedJudge, write_toy_images
 from PIL import Image
 from pyarrow import parquet, table
 
-from evoprompt.charts import Line, line_chart
+from evoprompt.charts import WIDE, Line, interval_chart, line_chart
 from evoprompt.config import LadderConfig, PairsConfig, PixelConfig, Recipe, TrainConfig, VoteConfig
 from evoprompt.errors import RunError
 from evoprompt.findings import MEASURES, worries
@@ -31,6 +31,7 @@ from evoprompt.images import scan_images
 from evoprompt.lifecycle import evolve
 from evoprompt.pictures import read_prompt, with_prompt
 from evoprompt.prompts import PixelPrompt, PromptConfig
+from evoprompt.recipe_files import load_recipe
 from evoprompt.report import verdict, write_report
 from evoprompt.runs import write_json
 
@@ -239,6 +240,16 @@ def test_worries_are_told_in_the_verdict_and_marked_in_the_page(run: Path) -> No
     assert '<span class="worry">0.610 (worry)</span>' in _page(run)[0]
 
 
+def test_too_few_steps_are_said_to_be_too_few(run: Path) -> None:
+    names = ("ladder_vote_accuracy", "ladder_rate_accuracy", "ladder_compare_accuracy")
+    _change(run, 1, **{f"health/{name}": 1.0 for name in names}, **{"health/ladder_steps": 2})
+    worry = next(line for line in verdict(run) if line.startswith("worry"))
+    assert "ladder_vote_accuracy 1 (too few steps to tell)" in worry and "coin" not in worry
+    _change(run, 1, **{"health/ladder_vote_accuracy": 0.5, "health/ladder_steps": 40})
+    worry = next(line for line in verdict(run) if line.startswith("worry"))
+    assert "ladder_vote_accuracy 0.5 (not clearly better than a coin" in worry
+
+
 def test_a_measure_that_could_not_be_taken_is_left_empty(run: Path) -> None:
     for number in (0, 1, 2):
         _change(run, number, **{"health/position_bias": float("nan"), "health/swap_consistency": float("nan")})
@@ -345,6 +356,32 @@ def test_recipe_differences_are_those_to_the_defaults(run: Path) -> None:
     assert "<code>train.gamma</code>" not in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "objectives", "given", "axis", "learnt"),
+    [
+        ({}, {}, "24 unlabelled images, judge", ">fidelity loss, 0 to 1<", "the pseudo-labels of the round (fidelity)"),
+        ({}, {"train.objective": "grpo"}, "24 unlabelled images, judge", ">grpo loss<", "of the round (grpo)"),
+        (
+            {"kind": "train", "train_mos": "MOS of 24 images (ab)"}, {"mos.objective": "mse"},
+            "24 images with human scores, judge", ">mse loss<", "On human scores (mse)",
+        ),
+        (
+            {"train_mos": "MOS of 9 images (ab)"}, {}, "24 unlabelled images and MOS of 9 images (ab)", ">loss<",
+            "the pseudo-labels of the round (fidelity) or human scores (fidelity)",
+        ),
+    ],
+)  # fmt: skip
+def test_the_page_says_what_was_trained_on_and_by_which_loss(
+    run: Path, changes: dict[str, str], objectives: dict[str, str], given: str, axis: str, learnt: str
+) -> None:
+    _record(run, **changes)
+    recipe = load_recipe(run / "recipe.yaml", [f"{key}={value}" for key, value in objectives.items()])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    text, _ = _page(run)
+    assert given in text and axis in text and learnt in text
+    assert ("The gate goes by human scores instead" in text) == (changes.get("kind") == "train")
+
+
 def test_a_report_is_written_without_torch(run: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from evoprompt.report import verdict, write_report\n"
@@ -407,3 +444,14 @@ def test_values_that_are_not_numbers_are_not_drawn() -> None:
 def test_noise_is_not_blown_up_to_the_height_of_the_chart() -> None:
     heights = _heights(line_chart([Line("x", [0, 1], [0.500, 0.501])], "r", "v", span=0.1))
     assert 0 < heights[0] - heights[1] < 3
+
+
+def test_long_names_of_rows_stay_inside_the_drawing() -> None:
+    names = ["bare judge", "runs/2026-01/photographs-of-the-harbour (CONTROL)", "x" * 500 + "/the-end"]
+    svg = interval_chart(names, [("SRCC", [(0.5, 0.4, 0.6)] * 3)], "SRCC")
+    shown = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="tick end">([^<]*)<', svg)
+    assert [text for _, text in shown][:2] == names[:2] and re.fullmatch("…x+/the-end", shown[2][1])
+    widest = 6.6  # px a letter of 11 px takes in a wide font
+    assert all(float(right) - widest * len(text) > 0 for right, text in shown)
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)]
+    assert len(places) == 3 and all(float(shown[0][0]) < x < WIDE for x in places)

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from evoprompt import images
 from evoprompt.catalogue import Catalogue, ImageRecord, Known, index_file, unfinished, write_catalogue
-from evoprompt.containers import absolute, content, exists
+from evoprompt.containers import absolute, content, exists, stamp
 from evoprompt.errors import DataError
 from evoprompt.images import find_images, read_image, scan_images
 
@@ -64,6 +64,16 @@ def test_a_list_of_shards_and_folders_in_a_text_file(tmp_path: Path) -> None:
     assert colours(scan_images([tmp_path / "list.txt"])) == [0, 1, 9]
 
 
+def test_how_many_images_there_are_is_not_counted_again(tmp_path: Path) -> None:
+    for k in range(3):
+        shard(tmp_path / f"set-{k}.tar", range(4 * k, 4 * k + 4))
+    found = images.Listing([tmp_path / "set-{0..2}.tar"])
+    queries: list[str] = []
+    found._table.set_trace_callback(queries.append)
+    assert [len(found) for _ in found] == [12] * 12
+    assert len([query for query in queries if query.startswith("SELECT")]) == 1, queries
+
+
 @pytest.mark.parametrize("damage", ["cut", "gz", "text"])
 def test_a_tar_file_that_cannot_be_read_at_random_is_refused(damage: str, tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", range(3))
@@ -81,7 +91,7 @@ def test_a_tar_file_that_cannot_be_read_at_random_is_refused(damage: str, tmp_pa
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     shard(tmp_path / "set-0.tar", range(2))
-    with pytest.raises(DataError, match=r"no such folder, image or CSV file: .*set-1\.tar"):
+    with pytest.raises(DataError, match=r"no such folder, image or table: .*set-1\.tar"):
         scan_images([tmp_path / "set-{0..1}.tar"])
 
 
@@ -110,12 +120,24 @@ def test_images_inside_a_parquet_file(tmp_path: Path) -> None:
     assert content(path / "image" / "4") == picture(4)
 
 
+@pytest.mark.parametrize("name", ["SET.TAR", "train.PARQUET"])
+def test_containers_may_be_called_in_capitals(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "SET.TAR":
+        shard(tmp_path / "set.tar", range(2)).rename(path)
+    else:
+        cells = [{"bytes": picture(k), "path": None} for k in range(2)]
+        parquet.write_table(pyarrow.table({"image": cells}), path)
+    assert colours(scan_images([path])) == [0, 1]
+
+
 def test_a_saved_data_set_is_read_by_split_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features({"picture": datasets.Image(), "thumb": datasets.Image(), "n": datasets.Value("int64")})
+    features["about"] = {"text": datasets.Value("string")}
     rows = {"picture": [{"bytes": picture(k), "path": None} for k in range(3)], "n": list(range(3))}
-    rows["thumb"] = rows["picture"]
+    rows |= {"thumb": rows["picture"], "about": [{"text": "a"}] * 3}
     parts = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
     parts.save_to_disk(tmp_path / "set")
     found = scan_images([Path(f"hf:{tmp_path / 'set'}:train:picture")])
@@ -127,6 +149,10 @@ def test_a_saved_data_set_is_read_by_split_and_column(tmp_path: Path, monkeypatc
         scan_images([Path(f"hf:{tmp_path / 'set'}:test")])
     with pytest.raises(DataError, match=r"no image column 'photo'"):
         scan_images([Path(f"hf:{tmp_path / 'set'}:train:photo")])
+    with pytest.raises(DataError, match=r"^column 'n' of data set .* holds no images; .* are: picture; thumb\. Write"):
+        scan_images([Path(f"hf:{tmp_path / 'set'}:train:n")])
+    with pytest.raises(DataError, match=r"00000000 \(missing\)"):
+        scan_images([Path(f"hf:{tmp_path / 'set'}:train:about")])
 
 
 def test_a_folder_of_a_data_set_is_read_as_the_hub_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +233,7 @@ def test_what_an_interrupted_indexing_has_done_is_kept(tmp_path: Path, monkeypat
         scan_images([folder], index=index, progress=stop)
     assert not index.exists() and len(Catalogue(unfinished(index))) == 8
     known = Known(index)
-    record = known("000.png", folder / "000.png", images._stamp(folder / "000.png"))
+    record = known("000.png", folder / "000.png", "", stamp(folder / "000.png"))
     assert record is not None and record.width == 8
 
 
@@ -230,13 +256,13 @@ def records(count: int) -> Iterator[ImageRecord]:
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """List, check against the index, deduplicate, write the index, ask at random; the files are not there."""
-    monkeypatch.setattr(images, "_stamp", lambda path: "1")
+    monkeypatch.setattr("evoprompt.containers.stamp", lambda path: "1")
     monkeypatch.setattr("evoprompt.catalogue.GROUP", 128)
 
     def peak(count: int) -> int:
         index = tmp_path / f"{count}.parquet"
         write_catalogue(index, records(count), {"stamp": ("1" for _ in range(count))})
-        monkeypatch.setattr(images, "_entries", lambda source: ((r.name, r.path) for r in records(count)))
+        monkeypatch.setattr(images, "_entries", lambda source: ((r.name, r.path, "") for r in records(count)))
         gc.collect()
         tracemalloc.start()
         found = scan_images([tmp_path], index=index)

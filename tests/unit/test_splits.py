@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from tiny_sets import kadid, koniq, pictures, write
 
 from evoprompt.errors import DataError
@@ -115,6 +117,41 @@ def test_other_copies_of_a_reference_that_was_seen_are_an_overlap(tmp_path: Path
 def test_what_a_supervised_prompt_remembers_has_the_references_of_columns(tmp_path: Path) -> None:
     pictures(tmp_path, ["a.png", "b.png"])
     labels = read_labels(write(tmp_path / "films.csv", "image,mos,source\na.png,1,Big Film\nb.png,2,other\n"))
-    assert [record.reference for record in labels.records] == ["reference:films:big_film", "reference:films:other"]
+    assert [record.reference for record in labels.records] == ["reference:big_film", "reference:other"]
     assert set(labels.keys) == {*labels.sha256, *(record.reference for record in labels.records)}
-    assert labels.overlap(["reference:films:other"]) == [1]
+    assert labels.overlap(["reference:other"]) == [1]
+
+
+def two_lists(folder: Path) -> tuple[Path, Path]:
+    """Train and test list of one set, with other copies of the same reference image."""
+    pictures(folder, ["a.png", "b.png", "c.png"])
+    train = write(folder / "train.csv", "image,mos,reference\na.png,1,Big Film\n")
+    return train, write(folder / "test.csv", "image,mos,reference\nb.png,2,Big Film\nc.png,3,other\n")
+
+
+def test_copies_of_one_reference_in_two_tables_are_an_overlap(tmp_path: Path) -> None:
+    train, test = map(read_labels, two_lists(tmp_path))
+    assert test.overlap(train.keys) == [0]
+    with pytest.raises(DataError, match="1 of the 2 evaluation images were also used"):
+        without_seen(test, train.keys, "stop")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_images_without_scores_have_the_references_of_their_table(kind: str, tmp_path: Path) -> None:
+    train, test = two_lists(tmp_path)
+    if kind == "parquet":  # which holds the images, one of them of no reference
+        train = tmp_path / "train.parquet"
+        cells = [{"bytes": (tmp_path / name).read_bytes(), "path": None} for name in ("a.png", "c.png")]
+        parquet.write_table(pyarrow.table({"image": cells, "reference": ["Big Film", None]}), train)
+    for index in (None, tmp_path / "index.parquet", tmp_path / "index.parquet"):  # the last time nothing is decoded
+        records = scan_images([train], index=index).records
+        assert [record.reference for record in records] == ["reference:big_film", ""][: len(records)]
+    assert 0 in read_labels(test).overlap(key for record in records for key in record.keys)
+
+
+def test_references_of_known_sets_are_told_apart_by_their_set(tmp_path: Path) -> None:
+    pictures(tmp_path, ["I01_01_01.png", "I01_01_1.bmp"])
+    kadid10k = write(tmp_path / "a.csv", "image,mos,reference\nI01_01_01.png,1,I01.png\n")
+    tid2013 = write(tmp_path / "b.csv", "image,mos,reference\nI01_01_1.bmp,1,I01.BMP\n")
+    assert read_labels(tid2013).overlap(read_labels(kadid10k).keys) == []
+    assert scan_images([kadid10k]).records[0].reference == "reference:kadid-10k:i01"
