@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evoprompt import __version__
+from evoprompt.comparison import plan_votes, votes_without_training
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.evaluation import Protocol, check_target, complete, evaluate_columns
 from evoprompt.labels import Labels, open_labels, without_seen
@@ -44,7 +45,8 @@ class Request:
         judge: Another judge than the prompts'; None for theirs, or the embedded one.
         device: See ``judge.load_judge``.
         dtype: See ``scoring.judge_for``.
-        vote_pairs: Pairs that the bare judge votes on for the row without training; 0 for no such row.
+        vote_pairs: Pairs that the bare judge votes on for the row without training; None for as many as are needed,
+            0 for no such row.
         protocol: How agreement is measured.
     """
 
@@ -58,7 +60,7 @@ class Request:
     judge: str | None = None
     device: str = "auto"
     dtype: str = "auto"
-    vote_pairs: int = 0
+    vote_pairs: int | None = 0
     protocol: Protocol = Protocol()
 
 
@@ -133,12 +135,13 @@ def _open(request: Request) -> _Items:
 
 @dataclass(frozen=True, eq=False)
 class _Checked:
-    """A set of human scores that can be measured on, and the columns of scores files on its images."""
+    """A set of human scores that can be measured on, the columns of scores files on its images, and what to vote on."""
 
     request: Request
     labels: Labels | None
     target: Target
     columns: list[Column]
+    pairs: np.ndarray | None
 
 
 def _check(request: Request, items: _Items, console: Console) -> _Checked:
@@ -146,7 +149,20 @@ def _check(request: Request, items: _Items, console: Console) -> _Checked:
     labels = _labels(request, items, console)
     target = target_of(labels) if labels else _common_target(items.files)
     check_target(target, request.protocol)
-    return _Checked(request, labels, target, _from_files(items.files, target, labels, items.scored))
+    columns = _from_files(items.files, target, labels, items.scored)
+    return _Checked(request, labels, target, columns, _planned(request, items, target, console))
+
+
+def _planned(request: Request, items: _Items, target: Target, console: Console) -> np.ndarray | None:
+    """Pairs for the votes without training, if there are to be any; what they cost is said."""
+    if request.vote_pairs == 0 or not items.scored:
+        return None
+    n_images = len(target.images)
+    pairs = plan_votes(n_images, request.vote_pairs, request.protocol.seed)
+    console.say(
+        f"votes    {len(pairs):,} pairs of {n_images:,} images put them on one scale; --vote-pairs 0 leaves this out"
+    )
+    return pairs
 
 
 def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
@@ -171,7 +187,7 @@ def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
 
 def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
     request, labels, target = checked.request, checked.labels, checked.target
-    columns = _score(request, items, labels, console) if labels and items.scored else []
+    columns = _score(checked, items, labels, console) if labels is not None and items.scored else []
     columns = _unlike(columns + checked.columns)
     if not any(column.kind == "bare" for column in columns):
         console.say("note     no scores of the bare judge are among these, so there are no differences to it.")
@@ -290,13 +306,13 @@ def _unlike(columns: Sequence[Column]) -> list[Column]:
     return found
 
 
-def _score(request: Request, items: _Items, labels: Labels, console: Console) -> list[Column]:
+def _score(checked: _Checked, items: _Items, labels: Labels, console: Console) -> list[Column]:
     """Score the labelled images by the bare judge, its votes if asked for, and every prompt."""
     from evoprompt.scoring import score_labels
 
     prompts = [prompt for _, prompt in items.prompts]
     with console.progress("score", len(labels)) as advance:
-        scored = score_labels(items.judge, prompts, labels, request.batch_size, advance)
+        scored = score_labels(items.judge, prompts, labels, checked.request.batch_size, advance)
     columns = [
         Column(
             name=method,
@@ -308,18 +324,15 @@ def _score(request: Request, items: _Items, labels: Labels, console: Console) ->
         )
         for (method, prompt), (scores, levels) in zip(items.prompts, scored, strict=True)
     ]
-    if request.vote_pairs:
-        columns.insert(1, _voted(request, items.judge, labels, console))
+    if checked.pairs is not None:
+        columns.insert(1, _voted(checked.pairs, checked.request.batch_size, items.judge, labels, console))
     judge, precision = f"{items.judge.id}@{items.judge.revision}", items.judge.precision
     return [replace(column, judge=judge, precision=precision) for column in columns]
 
 
-def _voted(request: Request, judge: Judge, labels: Labels, console: Console) -> Column:
-    from evoprompt.comparison import plan_votes, votes_without_training
-
-    pairs = plan_votes(len(labels), request.vote_pairs, request.protocol.seed)
+def _voted(pairs: np.ndarray, block: int, judge: Judge, labels: Labels, console: Console) -> Column:
     with console.progress("vote", len(pairs)) as advance:
-        scores = votes_without_training(judge, labels, pairs, request.batch_size, advance)
+        scores = votes_without_training(judge, labels, pairs, block, advance)
     name, unseen = f"votes on {len(pairs)} pairs", np.zeros(len(labels), dtype=bool)
     return Column(name=name, method="votes", kind="votes", scores=scores, seen=unseen)
 
