@@ -120,6 +120,13 @@ class _Items:
         request = self.request
         return judge_for([prompt for _, prompt in self.prompts], request.judge, request.device, request.dtype)
 
+    @property
+    def asked(self) -> tuple[str, str, str]:
+        """Judge, question and precision of the scores it gives, as ``score_files.Column`` has them."""
+        judge, family = self.judge, self.judge.family
+        way = "" if family.preprocess == "own" else f", {family.preprocess}"
+        return f"{judge.id}@{judge.revision}", f"{family.rate[0].name}{way}", judge.precision
+
 
 def _open(request: Request) -> _Items:
     named = [_named(item) for item in request.items]
@@ -150,6 +157,7 @@ def _check(request: Request, items: _Items, console: Console) -> _Checked:
     target = target_of(labels) if labels else _common_target(items.files)
     check_target(target, request.protocol)
     columns = _from_files(items.files, target, labels, items.scored)
+    _refuse_several(columns)
     return _Checked(request, labels, target, columns, _planned(request, items, target, console))
 
 
@@ -182,11 +190,15 @@ def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
     left, n_seen = without_seen(labels, trained_on, request.seen)
     if n_seen and request.seen == "keep":
         console.say(f"warning  {n_seen} of the {len(labels)} evaluation images were seen; this is not a test.")
+    if unknown := [name for name, prompt in items.prompts if prompt and not prompt.origin.seen_known]:
+        console.say(f"warning  not all that {listed(unknown)} was trained on is known, so this may be no test.")
     return left
 
 
 def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
     request, labels, target = checked.request, checked.labels, checked.target
+    if items.scored:
+        _refuse_several(checked.columns, items.asked)
     columns = _score(checked, items, labels, console) if labels is not None and items.scored else []
     columns = _unlike(columns + checked.columns)
     if not any(column.kind == "bare" for column in columns):
@@ -209,6 +221,7 @@ def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
         "direction": target.direction,
         "seen": request.seen if labels else "as the scores file has it",
         "judge": _of_columns(columns, "judge") or "not stated in the scores file",
+        "question": _of_columns(columns, "question"),
         "precision": _of_columns(columns, "precision"),
         "protocol": _protocol(request.protocol, kept),
         "rows": [row.to_dict() for row in rows],
@@ -217,7 +230,7 @@ def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
 
 
 def _of_columns(columns: Sequence[Column], key: str) -> str:
-    """The judge or precision of all columns; where they differ, which columns have which; empty when none states it."""
+    """What all columns have there; where they differ, which columns have which; empty when none states it."""
     found: dict[str, list[str]] = {}
     for column in columns:
         found.setdefault(getattr(column, key), []).append(column.name)
@@ -295,6 +308,29 @@ def _from_files(
     return columns
 
 
+def _refuse_several(columns: Sequence[Column], measured: tuple[str, ...] = ()) -> None:
+    """Gains are over one bare judge: refuse scores of others, and of several that do not say which judge they are.
+
+    Args:
+        columns: of scores files.
+        measured: judge, question and precision of what is going to be scored; empty for none.
+    """
+    found = {measured: "what is measured now"} if measured else {}
+    for column in columns:
+        if column.judge or column.kind == "bare":
+            found.setdefault(column.asked, column.name)
+    unknown = [column.name for column in columns if column.kind == "bare" and not column.judge]
+    if len(found) > 1 or len(unknown) > 1:
+        told = [
+            f"{', '.join(filter(None, (judge or 'judge not stated', *how)))} for {name}"
+            for (judge, *how), name in found.items()
+        ]
+        raise DataError(
+            f"the scores are not all of one judge, asked one question at one precision: {listed(told)}. Gains are over "
+            "one bare judge, so compare those of each judge, question and precision apart."
+        )
+
+
 def _unlike(columns: Sequence[Column]) -> list[Column]:
     """Columns with names of their own: several of one name are its seeds, and are numbered."""
     names = [column.name for column in columns]
@@ -326,8 +362,8 @@ def _score(checked: _Checked, items: _Items, labels: Labels, console: Console) -
     ]
     if checked.pairs is not None:
         columns.insert(1, _voted(checked.pairs, checked.request.batch_size, items.judge, labels, console))
-    judge, precision = f"{items.judge.id}@{items.judge.revision}", items.judge.precision
-    return [replace(column, judge=judge, precision=precision) for column in columns]
+    judge, question, precision = items.asked
+    return [replace(column, judge=judge, question=question, precision=precision) for column in columns]
 
 
 def _voted(pairs: np.ndarray, block: int, judge: Judge, labels: Labels, console: Console) -> Column:
@@ -347,7 +383,10 @@ def _kind(prompt: PixelPrompt | None) -> str:
     return next((kind for start, kind in words.items() if prompt.origin.labels.startswith(start)), "other")
 
 
-def _seen(labels: Labels, prompt: PixelPrompt | None) -> np.ndarray:
+def _seen(labels: Labels, prompt: PixelPrompt | None) -> np.ndarray | None:
+    """(N,) whether the prompt was trained on an image; None when that is not known."""
+    if prompt is not None and not prompt.origin.seen_known:
+        return None
     rows = np.zeros(len(labels), dtype=bool)
     rows[labels.overlap(prompt.origin.seen if prompt else ())] = True
     return rows

@@ -38,7 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(folder / "photos")
     judge = load_judge(NANO, None, "auto", "auto", "cpu")
     for seed, (name, told) in enumerate(ORIGINS.items()):
-        origin = Origin(judge=judge.id, revision=judge.revision, family=judge.family.name, **told)
+        told = {**told, "family": judge.family.name}
+        origin = Origin(judge=judge.id, revision=judge.revision, seen=("elsewhere",), **told)
         prompt = PixelPrompt(PromptConfig(image_size=judge.image_size, size=16, blocks=16), origin)
         with torch.no_grad():
             prompt.theta.copy_(torch.randn(prompt.theta.shape, generator=torch.Generator().manual_seed(seed)))
@@ -112,9 +113,10 @@ def test_a_scores_file_gives_the_same_numbers_again_without_torch(compared: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in (compared, tmp_path))
-    for key in ("n", "rows", "shares", "summaries", "protocol", "split", "direction", "judge", "precision"):
+    for key in ("n", "rows", "shares", "summaries", "protocol", "split", "direction", "judge", "question", "precision"):
         assert first[key] == second[key], key
     assert second["judge"].startswith("owl2-nano@") and second["precision"] == "float32"
+    assert second["question"] == "rate"
     assert second["seen"] == "as the scores file has it"
     assert (tmp_path / "scores.csv").read_bytes() == (compared / "scores.csv").read_bytes()
 
@@ -229,6 +231,12 @@ def test_a_prompt_may_be_on_the_hub(place: Path, monkeypatch: pytest.MonkeyPatch
         (["evaluate", "METRIC"], "metric.csv: no column 'mos'. Give the human scores with --eval-mos"),
         (["evaluate", "METRIC", "--eval-mos", "LABELS"], "has no row for 15 of 16 images with human scores: p01.png"),
         (["evaluate", "SCORES", "OTHER"], "have different human scores of 16 images"),
+        (["compare", "SCORES", "FOUR"], "float32 for none. Gains are over one bare judge, so compare those of each"),
+        (["compare", "FREE", "FOUR", "--eval-mos", "LABELS", "--device", "cpu"], "float32 for what is measured now; "),
+        (
+            ["compare", "OLD", "OLD2"],
+            "asked one question at one precision: judge not stated, rate, float32 for none. Gains",
+        ),
         (["evaluate", "SCORES", "--mos-range", "5..1"], "--mos-range: '5..1' is not a scale"),
         (["evaluate", "SCORES", "--n-boot", "3"], "3 is not in the range x>=100"),
         (["aggregate", "absent"], "absent is not a result of 'evoprompt evaluate -o'"),
@@ -256,7 +264,16 @@ def test_bad_input_gets_one_sentence(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "mos": float(row["mos"]) + 1, "prompt": f"{row['prompt']}!"} for row in rows)
+    for name, told in {"four": {"question": "four-words"}, "old": {"judge": ""}, "old2": {"judge": ""}}.items():
+        with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({**row, "score": float(row["score"]) * len(name), **told} for row in rows)
     places = {
+        "FREE": place / "free",
+        "FOUR": tmp_path / "four.csv",
+        "OLD": tmp_path / "old.csv",
+        "OLD2": tmp_path / "old2.csv",
         "LABELS": place / "photos" / "labels.csv",
         "METRIC": tmp_path / "metric.csv",
         "SCORES": compared / "scores.csv",
