@@ -137,7 +137,8 @@ def _open(request: Request) -> _Items:
     from evoprompt.scoring import load_prompt
 
     prompts = [(method, load_prompt(item)) for method, item in others if item != "none"]
-    return _Items(request, files, [("none", None), *prompts])
+    bare = next((method for method, item in others if item == "none"), "none")
+    return _Items(request, files, [(bare, None), *prompts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ class _Checked:
 def _check(request: Request, items: _Items, console: Console) -> _Checked:
     """All of a set that can be refused is refused here, before a judge is loaded."""
     labels = _labels(request, items, console)
-    target = target_of(labels) if labels else _common_target(items.files)
+    target = target_of(labels) if labels is not None else _common_target(items.files)
     check_target(target, request.protocol)
     columns = _from_files(items.files, target, labels, items.scored)
     _refuse_several(columns)
@@ -205,11 +206,11 @@ def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
         console.say("note     no scores of the bare judge are among these, so there are no differences to it.")
     rows, left_out = evaluate_columns(target, columns, request.protocol)
     kept = complete(target, columns)[0]
-    bare = next((row.srcc.value for row in rows if row.kind == "bare"), 0.0)
-    if bare < -0.2:
+    bare = next((row.srcc for row in rows if row.kind == "bare"), None)
+    if bare is not None and bare.high < 0:
         console.say(
-            f"warning  these human scores look inverted: the bare judge has SRCC {bare:.2f}. If lower is better, add "
-            "--lower-better."
+            f"warning  these human scores look inverted: the bare judge has SRCC {bare.value:.2f} [{bare.low:.2f}, "
+            f"{bare.high:.2f}]. If lower is better, add --lower-better."
         )
     body = {
         "schema": SCHEMA,
@@ -219,7 +220,7 @@ def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
         "left_out": left_out,
         "split": target.split,
         "direction": target.direction,
-        "seen": request.seen if labels else "as the scores file has it",
+        "seen": request.seen if labels is not None else "as the scores file has it",
         "judge": _of_columns(columns, "judge") or "not stated in the scores file",
         "question": _of_columns(columns, "question"),
         "precision": _of_columns(columns, "precision"),
@@ -290,7 +291,7 @@ def _from_files(
     files: Sequence[tuple[str, ScoreFile]], target: Target, labels: Labels | None, scored: bool
 ) -> list[Column]:
     """Columns of scores files in the order of the target, each once; a bare judge beside a measured one is another."""
-    paths = labels.paths if labels else tuple(map(Path, target.images))
+    paths = labels.paths if labels is not None else tuple(map(Path, target.images))
     columns: list[Column] = []
     for method, file in files:
         own = method != str(file.path)

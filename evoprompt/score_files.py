@@ -29,6 +29,9 @@ ASKED = ("judge", "question", "precision")
 """What the scores of a bare judge share with those of the prompts that are held against it."""
 
 FACTORS = ("distortion", "level")
+NEGATED = "lower was better, negated"
+"""Direction of human scores that were turned round, so that higher is better here."""
+
 GROUPINGS = ("reference", "text prompt", "group")
 PREDICTED = tuple(f"p_{level}" for level in LEVELS)
 
@@ -163,7 +166,7 @@ def target_of(labels: Labels) -> Target:
         ends=labels.range,
         split=f"{split}; LEAKY: {labels.leaky.removeprefix('leaky: ').rstrip('.')}" if labels.leaky else split,
         grouping=labels.grouping or "group",
-        direction="lower was better, negated" if labels.lower_better else "higher is better",
+        direction=NEGATED if labels.lower_better else "higher is better",
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,43 @@ def test_inverted_scores_are_said_not_guessed(compared: Path, place: Path, tmp_p
     body = json.loads(turned.stdout)
     assert body["rows"][0]["srcc"]["value"] > 0 and body["direction"] == "lower was better, negated"
     assert "inverted" not in turned.stderr
+
+
+def test_human_scores_look_inverted_only_where_the_interval_bears_it_out(tmp_path: Path) -> None:
+    for mos, inverted in (((4, 5, 2, 6, 1, 3), False), ((6, 5, 4, 3, 2, 1), True)):
+        rows = [f"{k}.png,{k},bare,{value}" for k, value in enumerate(mos)]
+        (tmp_path / "s.csv").write_text("image,score,kind,mos\n" + "\n".join(rows) + "\n")
+        result = run("evaluate", tmp_path / "s.csv", "--n-boot", 100, "--json")
+        assert result.exit_code == 0 and json.loads(result.stdout)["rows"][0]["srcc"]["value"] < -0.2
+        assert ("look inverted: the bare judge has SRCC -1.00 [-1.00, -1.00]" in result.stderr) == inverted
+
+
+def test_the_bare_judge_has_the_name_it_is_given(place: Path) -> None:
+    labels = ("--eval-mos", place / "photos" / "labels.csv", "--device", "cpu", "--n-boot", 100)
+    result = run("compare", "plain=none", *labels, "--vote-pairs", 0, "--json")
+    assert result.exit_code == 0, result.output
+    assert [(row["name"], row["kind"]) for row in json.loads(result.stdout)["rows"]] == [("plain", "bare")]
+
+
+def test_votes_that_make_no_one_scale_are_refused_before_a_judge_is_loaded(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("compare", "none", "--eval-mos", place / "photos" / "labels.csv", "--device", "cpu", "--n-boot", 100)
+    enough = run(*arguments, "--vote-pairs", 80)
+    assert enough.exit_code == 0 and "votes    132 pairs of 16 images put them on one scale" in enough.stderr
+    monkeypatch.setattr("evoprompt.scoring.judge_for", _no_judge)
+    result = run(*arguments, "--vote-pairs", 60)
+    assert result.exit_code == 2 and "Give --vote-pairs 132 or more" in result.stderr
+
+
+def test_when_all_images_were_seen_nothing_is_left_to_measure_on(place: Path, tmp_path: Path) -> None:
+    prompt = PixelPrompt.load(place / "free")
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((place / "photos").glob("*.png"))]
+    prompt.origin = replace(prompt.origin, seen=contents)
+    prompt.save(tmp_path / "seen")
+    arguments = ("evaluate", tmp_path / "seen", "--eval-mos", place / "photos" / "labels.csv")
+    result = run(*arguments, "--seen", "exclude")
+    assert result.exit_code == 2 and "all 16 evaluation images" in result.stderr
 
 
 def test_seeds_and_splits_are_put_together(compared: Path, tmp_path: Path) -> None:
