@@ -67,12 +67,11 @@ def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **option
 )
 @click.option(
     "--vote-pairs",
-    default=2000,
     type=click.IntRange(min=0),
-    help="Pairs voted on for the row without training; 0 leaves it out.",
+    help="Pairs voted on for the row without training; 0 leaves it out. Default: 2000, or as many as the images need.",
 )
 @with_protocol
-def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int, as_json: bool, **options: Any) -> None:
+def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int | None, as_json: bool, **options: Any) -> None:
     """Which prompt is better, by how much, how surely.
 
     PROMPTS are run folders, prompt folders, Hub ids, owl2-nano (the prompt in the package), none, or scores.csv files

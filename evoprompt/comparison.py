@@ -6,15 +6,19 @@ Letters in shapes: N images, P pairs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from evoprompt.charts import STYLE, interval_chart
 from evoprompt.config import VoteConfig
+from evoprompt.errors import DataError
 from evoprompt.evaluation import Protocol, complete, plain
 from evoprompt.images import fit_image, read_image
 from evoprompt.labels import Labels
@@ -30,20 +34,54 @@ if TYPE_CHECKING:
 GROUP = 12
 """Images voted among each other when there are too many for all pairs."""
 
+VOTE_PAIRS = 2000
+"""Pairs voted on where nobody says how many, if they are enough."""
 
-def plan_votes(n_images: int, n_pairs: int, seed: int) -> np.ndarray:
-    """Pairs to vote on: all of them when there are at most ``n_pairs``, else groups that use every image equally often.
+
+def plan_votes(n_images: int, n_pairs: int | None, seed: int) -> np.ndarray:
+    """Pairs to vote on, which place all images on one scale: each is compared, and any two directly or through others.
+
+    All pairs when there are at most ``n_pairs``, else groups that use every image once before any is used again.
+
+    Args:
+        n_images: N.
+        n_pairs: how many are wanted; None takes ``VOTE_PAIRS``, and as many more as one scale needs.
+        seed: of the groups.
 
     Returns:
         (P, 2) image indices, P at least ``n_pairs`` unless that is all.
+
+    Raises:
+        DataError: when ``n_pairs`` are too few for one scale; it says how many are enough.
     """
     from evoprompt.voting import pairs_of, plan_groups
 
-    everything = np.arange(n_images)
-    if n_images * (n_images - 1) // 2 <= n_pairs:
+    def pairs_in(groups: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([pairs_of(group) for group in groups])
+
+    everything, wanted = np.arange(n_images), VOTE_PAIRS if n_pairs is None else n_pairs
+    if n_images * (n_images - 1) // 2 <= wanted:
         return pairs_of(everything)
-    groups = plan_groups(everything, n_pairs, GROUP, stream(seed, 0, PAIRS))
-    return np.concatenate([pairs_of(group) for group in groups])
+    first = groups = plan_groups(everything, wanted, GROUP, stream(seed, 0, PAIRS))
+    while not _on_one_scale(pairs_in(groups), n_images):
+        wanted *= 2  # more pairs are the same groups first, and others after them
+        groups = plan_groups(everything, wanted, GROUP, stream(seed, 0, PAIRS))
+    enough = len(first)
+    enough += bisect_left(range(enough, len(groups)), True, key=lambda n: _on_one_scale(pairs_in(groups[:n]), n_images))
+    pairs = pairs_in(groups[:enough])
+    if n_pairs is not None and enough > len(first):
+        raise DataError(
+            f"{n_pairs:,} pairs do not compare all {n_images:,} images with each other, directly or through others, so "
+            f"their votes make no one scale. Give --vote-pairs {len(pairs)} or more, leave it out to have as many as "
+            "are needed, or give 0 for no votes."
+        )
+    return pairs
+
+
+def _on_one_scale(pairs: np.ndarray, n_images: int) -> bool:
+    """Whether every image is compared with every other, directly or through others."""
+    compared = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n_images, n_images))
+    return bool(connected_components(compared, directed=False, return_labels=False) == 1)
 
 
 def votes_without_training(judge: Judge, labels: Labels, pairs: np.ndarray, block: int, advance: Update) -> np.ndarray:
@@ -61,7 +99,7 @@ def votes_without_training(judge: Judge, labels: Labels, pairs: np.ndarray, bloc
         advance: told how many more pairs are voted on.
 
     Returns:
-        (N,) float64, mean 0.
+        (N,) float64, mean 0; NaN for an image that is in no pair.
     """
     from evoprompt.thurstone import scale_from_pairs
     from evoprompt.voting import Seen, collect_votes, count_votes
@@ -80,7 +118,9 @@ def votes_without_training(judge: Judge, labels: Labels, pairs: np.ndarray, bloc
         votes = collect_votes(seen, part, vote, ("compare",), (0,), start)
         shares += [counted.share for counted in count_votes(votes, vote)]
         advance(len(part))
-    return scale_from_pairs(pairs, shares, len(labels))
+    scores = scale_from_pairs(pairs, shares, len(labels))
+    scores[np.setdiff1d(np.arange(len(labels)), pairs)] = np.nan
+    return scores
 
 
 def gain_shares(target: Target, columns: Sequence[Column], protocol: Protocol) -> list[dict[str, Any]]:

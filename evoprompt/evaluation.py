@@ -19,7 +19,7 @@ from evoprompt.errors import DataError
 from evoprompt.labels import Labels
 from evoprompt.logistic import logistic4, logistic5, plcc4, plcc5, rmse4
 from evoprompt.runs import write_json
-from evoprompt.score_files import Column, Target
+from evoprompt.score_files import NEGATED, Column, Target
 from evoprompt.soft_labels import soft_labels
 from evoprompt.stats import (
     LEAST,
@@ -110,7 +110,8 @@ class Protocol:
         seed: Of the bootstrap.
         min_gap: Least difference in MOS of the pairs whose order is counted, at least 0; None = one standard deviation
             of the MOS.
-        ends: Ends of the MOS scale, for distances between distributions; None = as ``scale`` finds them.
+        ends: Ends of the MOS scale as the human scores were given, for distances between distributions; None = as
+            ``scale`` finds them.
     """
 
     n_boot: int = 2000
@@ -127,7 +128,9 @@ class Protocol:
         return float(mos.std()) if self.min_gap is None else self.min_gap
 
     def scale(self, target: Target) -> tuple[float, float]:
-        """The ends in MOS units: those given, those that are known of the set, or the smallest and largest MOS."""
+        """The ends in units of ``target.mos``: those given, those known of the set, or the smallest and largest MOS."""
+        if self.ends and target.direction == NEGATED:
+            return -self.ends[1], -self.ends[0]
         return self.ends or target.ends or (float(target.mos.min()), float(target.mos.max()))
 
 
@@ -263,11 +266,13 @@ def check_target(target: Target, protocol: Protocol) -> None:
         DataError: with fewer than 5 images, when all human scores are equal, or when some lie outside their scale.
     """
     _check_mos(target.mos)
-    low, high = protocol.scale(target)
-    if outside := int(((target.mos < low) | (target.mos > high)).sum()):
+    (low, high), mos = protocol.scale(target), target.mos
+    if outside := int(((mos < low) | (mos > high)).sum()):
+        turned = target.direction == NEGATED
+        (low, high), mos = ((-high, -low), -mos) if turned else ((low, high), mos)
         raise DataError(
-            f"{outside} of {len(target.mos)} human scores lie outside the scale {low:g}..{high:g} (they go from "
-            f"{target.mos.min():g} to {target.mos.max():g}). Give the scale's ends with --mos-range."
+            f"{outside} of {len(mos)} human scores lie outside the scale {low:g}..{high:g} (they go from {mos.min():g} "
+            f"to {mos.max():g}{', lower being better' if turned else ''}). Give the scale's ends with --mos-range."
         )
 
 

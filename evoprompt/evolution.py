@@ -19,7 +19,7 @@ import copy
 import csv
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -101,7 +101,7 @@ class Evolution:
     sets: Sequence[MosSet] = ()
     supervised: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
-    seen_before: Iterable[str] = ()
+    start: Origin = Origin()
 
     def __post_init__(self) -> None:
         recipe, family = self.recipe, self.judge.family
@@ -138,7 +138,7 @@ class Evolution:
         Raises:
             JudgeError: when the judge's votes are no better than a coin, unless forced.
         """
-        self.seen_before = start.origin.seen  # a warm start has learnt from images that are not in this run
+        self.start = start.origin  # a warm start has learnt from images and labels that are not in this run
         done = self.run.rounds()
         prompt = start if not done else PixelPrompt.load(self.run.path / "prompt")
         if not done:
@@ -352,7 +352,7 @@ class Evolution:
                 self.console.say(notice)
 
     def _origin(self, number: int) -> Origin:
-        return Origin(
+        trained = Origin(
             judge=self.judge.id,
             revision=self.judge.revision,
             family=self.judge.family.name,
@@ -366,12 +366,13 @@ class Evolution:
             quantization=self.recipe.judge.quantization,
             seen=self._seen,
         )
+        return self.start.then(trained)
 
     @cached_property
     def _seen(self) -> Contents:
         """What a prompt of this run has learnt from; kept on disk, for it grows with the images."""
         records = chain(self.images.records, *(chosen.records for chosen in self.sets))
-        return Contents(chain(self.seen_before, (key for record in records for key in record.keys)))
+        return Contents(chain(self.start.seen, (key for record in records for key in record.keys)))
 
     def _write_labels(self, folder: Path, labels: Sequence[PseudoLabel]) -> None:
         text = io.StringIO()

@@ -385,7 +385,7 @@ def without_seen(labels: Labels, seen: Iterable[str], what: str) -> tuple[Labels
         The labels, and how many of their images overlap with what was seen.
 
     Raises:
-        DataError: when images overlap and ``what`` is ``stop``.
+        DataError: when images overlap and ``what`` is ``stop``, or all of them do and it is ``exclude``.
     """
     both = labels.overlap(seen)
     if both and what == "stop":
@@ -393,5 +393,10 @@ def without_seen(labels: Labels, seen: Iterable[str], what: str) -> tuple[Labels
             f"{len(both)} of the {len(labels)} evaluation images were also used to evolve (same content, or copies of "
             "the same reference image). Results on them would not be a test. Use --seen exclude to drop them, or "
             "--seen keep to measure on them."
+        )
+    if what == "exclude" and len(both) == len(labels):
+        raise DataError(
+            f"all {len(labels)} evaluation images of {labels.path} were also used to evolve, so --seen exclude leaves "
+            "none. Give other images, or --seen keep to measure on these all the same."
         )
     return (labels.without(both) if what == "exclude" else labels), len(both)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evoprompt import __version__
+from evoprompt.comparison import plan_votes, votes_without_training
 from evoprompt.errors import DataError, counted, listed
 from evoprompt.evaluation import Protocol, check_target, complete, evaluate_columns
 from evoprompt.labels import Labels, open_labels, without_seen
@@ -44,7 +45,8 @@ class Request:
         judge: Another judge than the prompts'; None for theirs, or the embedded one.
         device: See ``judge.load_judge``.
         dtype: See ``scoring.judge_for``.
-        vote_pairs: Pairs that the bare judge votes on for the row without training; 0 for no such row.
+        vote_pairs: Pairs that the bare judge votes on for the row without training; None for as many as are needed,
+            0 for no such row.
         protocol: How agreement is measured.
     """
 
@@ -58,7 +60,7 @@ class Request:
     judge: str | None = None
     device: str = "auto"
     dtype: str = "auto"
-    vote_pairs: int = 0
+    vote_pairs: int | None = 0
     protocol: Protocol = Protocol()
 
 
@@ -118,6 +120,13 @@ class _Items:
         request = self.request
         return judge_for([prompt for _, prompt in self.prompts], request.judge, request.device, request.dtype)
 
+    @property
+    def asked(self) -> tuple[str, str, str]:
+        """Judge, question and precision of the scores it gives, as ``score_files.Column`` has them."""
+        judge, family = self.judge, self.judge.family
+        way = "" if family.preprocess == "own" else f", {family.preprocess}"
+        return f"{judge.id}@{judge.revision}", f"{family.rate[0].name}{way}", judge.precision
+
 
 def _open(request: Request) -> _Items:
     named = [_named(item) for item in request.items]
@@ -128,25 +137,41 @@ def _open(request: Request) -> _Items:
     from evoprompt.scoring import load_prompt
 
     prompts = [(method, load_prompt(item)) for method, item in others if item != "none"]
-    return _Items(request, files, [("none", None), *prompts])
+    bare = next((method for method, item in others if item == "none"), "none")
+    return _Items(request, files, [(bare, None), *prompts])
 
 
 @dataclass(frozen=True, eq=False)
 class _Checked:
-    """A set of human scores that can be measured on, and the columns of scores files on its images."""
+    """A set of human scores that can be measured on, the columns of scores files on its images, and what to vote on."""
 
     request: Request
     labels: Labels | None
     target: Target
     columns: list[Column]
+    pairs: np.ndarray | None
 
 
 def _check(request: Request, items: _Items, console: Console) -> _Checked:
     """All of a set that can be refused is refused here, before a judge is loaded."""
     labels = _labels(request, items, console)
-    target = target_of(labels) if labels else _common_target(items.files)
+    target = target_of(labels) if labels is not None else _common_target(items.files)
     check_target(target, request.protocol)
-    return _Checked(request, labels, target, _from_files(items.files, target, labels, items.scored))
+    columns = _from_files(items.files, target, labels, items.scored)
+    _refuse_several(columns)
+    return _Checked(request, labels, target, columns, _planned(request, items, target, console))
+
+
+def _planned(request: Request, items: _Items, target: Target, console: Console) -> np.ndarray | None:
+    """Pairs for the votes without training, if there are to be any; what they cost is said."""
+    if request.vote_pairs == 0 or not items.scored:
+        return None
+    n_images = len(target.images)
+    pairs = plan_votes(n_images, request.vote_pairs, request.protocol.seed)
+    console.say(
+        f"votes    {len(pairs):,} pairs of {n_images:,} images put them on one scale; --vote-pairs 0 leaves this out"
+    )
+    return pairs
 
 
 def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
@@ -166,22 +191,26 @@ def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
     left, n_seen = without_seen(labels, trained_on, request.seen)
     if n_seen and request.seen == "keep":
         console.say(f"warning  {n_seen} of the {len(labels)} evaluation images were seen; this is not a test.")
+    if unknown := [name for name, prompt in items.prompts if prompt and not prompt.origin.seen_known]:
+        console.say(f"warning  not all that {listed(unknown)} was trained on is known, so this may be no test.")
     return left
 
 
 def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
     request, labels, target = checked.request, checked.labels, checked.target
-    columns = _score(request, items, labels, console) if labels and items.scored else []
+    if items.scored:
+        _refuse_several(checked.columns, items.asked)
+    columns = _score(checked, items, labels, console) if labels is not None and items.scored else []
     columns = _unlike(columns + checked.columns)
     if not any(column.kind == "bare" for column in columns):
         console.say("note     no scores of the bare judge are among these, so there are no differences to it.")
     rows, left_out = evaluate_columns(target, columns, request.protocol)
     kept = complete(target, columns)[0]
-    bare = next((row.srcc.value for row in rows if row.kind == "bare"), 0.0)
-    if bare < -0.2:
+    bare = next((row.srcc for row in rows if row.kind == "bare"), None)
+    if bare is not None and bare.high < 0:
         console.say(
-            f"warning  these human scores look inverted: the bare judge has SRCC {bare:.2f}. If lower is better, add "
-            "--lower-better."
+            f"warning  these human scores look inverted: the bare judge has SRCC {bare.value:.2f} [{bare.low:.2f}, "
+            f"{bare.high:.2f}]. If lower is better, add --lower-better."
         )
     body = {
         "schema": SCHEMA,
@@ -191,8 +220,9 @@ def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
         "left_out": left_out,
         "split": target.split,
         "direction": target.direction,
-        "seen": request.seen if labels else "as the scores file has it",
+        "seen": request.seen if labels is not None else "as the scores file has it",
         "judge": _of_columns(columns, "judge") or "not stated in the scores file",
+        "question": _of_columns(columns, "question"),
         "precision": _of_columns(columns, "precision"),
         "protocol": _protocol(request.protocol, kept),
         "rows": [row.to_dict() for row in rows],
@@ -201,7 +231,7 @@ def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
 
 
 def _of_columns(columns: Sequence[Column], key: str) -> str:
-    """The judge or precision of all columns; where they differ, which columns have which; empty when none states it."""
+    """What all columns have there; where they differ, which columns have which; empty when none states it."""
     found: dict[str, list[str]] = {}
     for column in columns:
         found.setdefault(getattr(column, key), []).append(column.name)
@@ -261,7 +291,7 @@ def _from_files(
     files: Sequence[tuple[str, ScoreFile]], target: Target, labels: Labels | None, scored: bool
 ) -> list[Column]:
     """Columns of scores files in the order of the target, each once; a bare judge beside a measured one is another."""
-    paths = labels.paths if labels else tuple(map(Path, target.images))
+    paths = labels.paths if labels is not None else tuple(map(Path, target.images))
     columns: list[Column] = []
     for method, file in files:
         own = method != str(file.path)
@@ -279,6 +309,29 @@ def _from_files(
     return columns
 
 
+def _refuse_several(columns: Sequence[Column], measured: tuple[str, ...] = ()) -> None:
+    """Gains are over one bare judge: refuse scores of others, and of several that do not say which judge they are.
+
+    Args:
+        columns: of scores files.
+        measured: judge, question and precision of what is going to be scored; empty for none.
+    """
+    found = {measured: "what is measured now"} if measured else {}
+    for column in columns:
+        if column.judge or column.kind == "bare":
+            found.setdefault(column.asked, column.name)
+    unknown = [column.name for column in columns if column.kind == "bare" and not column.judge]
+    if len(found) > 1 or len(unknown) > 1:
+        told = [
+            f"{', '.join(filter(None, (judge or 'judge not stated', *how)))} for {name}"
+            for (judge, *how), name in found.items()
+        ]
+        raise DataError(
+            f"the scores are not all of one judge, asked one question at one precision: {listed(told)}. Gains are over "
+            "one bare judge, so compare those of each judge, question and precision apart."
+        )
+
+
 def _unlike(columns: Sequence[Column]) -> list[Column]:
     """Columns with names of their own: several of one name are its seeds, and are numbered."""
     names = [column.name for column in columns]
@@ -290,13 +343,13 @@ def _unlike(columns: Sequence[Column]) -> list[Column]:
     return found
 
 
-def _score(request: Request, items: _Items, labels: Labels, console: Console) -> list[Column]:
+def _score(checked: _Checked, items: _Items, labels: Labels, console: Console) -> list[Column]:
     """Score the labelled images by the bare judge, its votes if asked for, and every prompt."""
     from evoprompt.scoring import score_labels
 
     prompts = [prompt for _, prompt in items.prompts]
     with console.progress("score", len(labels)) as advance:
-        scored = score_labels(items.judge, prompts, labels, request.batch_size, advance)
+        scored = score_labels(items.judge, prompts, labels, checked.request.batch_size, advance)
     columns = [
         Column(
             name=method,
@@ -308,18 +361,15 @@ def _score(request: Request, items: _Items, labels: Labels, console: Console) ->
         )
         for (method, prompt), (scores, levels) in zip(items.prompts, scored, strict=True)
     ]
-    if request.vote_pairs:
-        columns.insert(1, _voted(request, items.judge, labels, console))
-    judge, precision = f"{items.judge.id}@{items.judge.revision}", items.judge.precision
-    return [replace(column, judge=judge, precision=precision) for column in columns]
+    if checked.pairs is not None:
+        columns.insert(1, _voted(checked.pairs, checked.request.batch_size, items.judge, labels, console))
+    judge, question, precision = items.asked
+    return [replace(column, judge=judge, question=question, precision=precision) for column in columns]
 
 
-def _voted(request: Request, judge: Judge, labels: Labels, console: Console) -> Column:
-    from evoprompt.comparison import plan_votes, votes_without_training
-
-    pairs = plan_votes(len(labels), request.vote_pairs, request.protocol.seed)
+def _voted(pairs: np.ndarray, block: int, judge: Judge, labels: Labels, console: Console) -> Column:
     with console.progress("vote", len(pairs)) as advance:
-        scores = votes_without_training(judge, labels, pairs, request.batch_size, advance)
+        scores = votes_without_training(judge, labels, pairs, block, advance)
     name, unseen = f"votes on {len(pairs)} pairs", np.zeros(len(labels), dtype=bool)
     return Column(name=name, method="votes", kind="votes", scores=scores, seen=unseen)
 
@@ -334,7 +384,10 @@ def _kind(prompt: PixelPrompt | None) -> str:
     return next((kind for start, kind in words.items() if prompt.origin.labels.startswith(start)), "other")
 
 
-def _seen(labels: Labels, prompt: PixelPrompt | None) -> np.ndarray:
+def _seen(labels: Labels, prompt: PixelPrompt | None) -> np.ndarray | None:
+    """(N,) whether the prompt was trained on an image; None when that is not known."""
+    if prompt is not None and not prompt.origin.seen_known:
+        return None
     rows = np.zeros(len(labels), dtype=bool)
     rows[labels.overlap(prompt.origin.seen if prompt else ())] = True
     return rows

@@ -20,6 +20,8 @@ KINDS = ("border", "patch", "overlay")
 PLACES = ("centre", "top-left")
 PREPROCESSES = ("own", "imagenet-crop")
 SCHEMA = 1
+PUBLISHED = "MOS, as published"
+"""How labels begin of a prompt that others released: human scores of images that nobody here knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,25 @@ class Origin:
         facts = asdict(replace(self, seen=()))
         del facts["seen"]
         return facts
+
+    @property
+    def seen_known(self) -> bool:
+        """Whether ``seen`` is all that the prompt has learnt from; it is not where others trained it, or its start."""
+        return PUBLISHED not in self.labels and any(True for _ in self.seen)
+
+    def then(self, later: Origin) -> Origin:
+        """The origin of a prompt that started as this one: its labels are those of both, and a control stays one.
+
+        Args:
+            later: what the training after the start was; a start of zeros, which has no judge, adds nothing to it.
+        """
+        if not self.judge:
+            return later
+        both = (self.labels, later.labels)
+        votes = "votes and " if any(labels == "none" or labels.startswith("votes and ") for labels in both) else ""
+        human = dict.fromkeys(labels.removeprefix("votes and ") for labels in both if labels != "none")
+        controls = (origin.control for origin in (later, self) if origin.control not in ("", "none"))
+        return replace(later, labels=votes + " and ".join(human) if human else "none", control=next(controls, "none"))
 
     def __deepcopy__(self, memo: object) -> Origin:
         return self  # it never changes, and what was seen may lie on disk

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evoprompt import __version__
 from evoprompt.errors import DataError, listed
-from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
+from evoprompt.prompts import PUBLISHED, Origin, PixelPrompt, PromptConfig
 
 
 def read_published(path: Path, config: PromptConfig, judge: str, family: str, question: str) -> PixelPrompt:
@@ -66,7 +66,7 @@ def read_published(path: Path, config: PromptConfig, judge: str, family: str, qu
         family=family,
         question=question,
         version=__version__,
-        labels=f"MOS, as published ({path.name} {digest})",
+        labels=f"{PUBLISHED} ({path.name} {digest})",
     )
     prompt = PixelPrompt(config, origin)
     with torch.no_grad():

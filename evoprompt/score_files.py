@@ -25,7 +25,13 @@ Floats = NDArray[np.float64]
 KINDS = ("bare", "votes", "label-free", "mixed", "supervised", "control", "other")
 """What scores come from: the judge alone, its votes without training, prompts by what trained them, something else."""
 
+ASKED = ("judge", "question", "precision")
+"""What the scores of a bare judge share with those of the prompts that are held against it."""
+
 FACTORS = ("distortion", "level")
+NEGATED = "lower was better, negated"
+"""Direction of human scores that were turned round, so that higher is better here."""
+
 GROUPINGS = ("reference", "text prompt", "group")
 PREDICTED = tuple(f"p_{level}" for level in LEVELS)
 
@@ -83,6 +89,7 @@ class Column:
         kind: One of ``KINDS``.
         method: What it is one seed of; the name unless several prompts were given one name.
         judge: Id and revision of the judge that gave them; empty when that is not known.
+        question: Name of the question it rated with, and how images were prepared if not its own way; empty likewise.
         precision: What its weights were, such as "bfloat16, 8bit"; empty when that is not known.
         levels: (N, 5) predicted level distribution, or None.
         seen: (N,) whether the prompt was trained on the image; None when that is not known.
@@ -93,9 +100,15 @@ class Column:
     kind: str = "other"
     method: str = ""
     judge: str = ""
+    question: str = ""
     precision: str = ""
     levels: Floats | None = None
     seen: NDArray[np.bool_] | None = None
+
+    @property
+    def asked(self) -> tuple[str, str, str]:
+        """Judge, question and precision, see ``ASKED``."""
+        return self.judge, self.question, self.precision
 
     def only(self, rows: Sequence[int]) -> Column:
         """The column less all rows but these."""
@@ -153,7 +166,7 @@ def target_of(labels: Labels) -> Target:
         ends=labels.range,
         split=f"{split}; LEAKY: {labels.leaky.removeprefix('leaky: ').rstrip('.')}" if labels.leaky else split,
         grouping=labels.grouping or "group",
-        direction="lower was better, negated" if labels.lower_better else "higher is better",
+        direction=NEGATED if labels.lower_better else "higher is better",
     )
 
 
@@ -170,12 +183,12 @@ def write_scores(path: Path, target: Target, columns: Sequence[Column]) -> None:
         fixed[target.grouping] = target.groups
     fixed |= target.factors
     fixed |= {name: [getattr(target, name)] * len(target.images) for name in ("split", "direction")}
-    writer.writerow([*fixed, "prompt", "kind", "method", "judge", "precision", "seen", "score", *PREDICTED])
+    writer.writerow([*fixed, "prompt", "kind", "method", "judge", "question", "precision", "seen", "score", *PREDICTED])
     for column in columns:
         n = len(target.images)
         seen = [""] * n if column.seen is None else [str(int(value)) for value in column.seen]
         levels = [[""] * 5] * n if column.levels is None else [_shown(row) for row in column.levels]
-        own = (column.name, column.kind, column.method or column.name, column.judge, column.precision)
+        own = (column.name, column.kind, column.method or column.name, *column.asked)
         for row, score in enumerate(_shown(column.scores)):
             writer.writerow([*(values[row] for values in fixed.values()), *own, seen[row], score, *levels[row]])
     write_text(path, text.getvalue())
@@ -189,9 +202,9 @@ def read_scores(path: Path) -> ScoreFile:
     """Read a scores file of ``evaluate`` or ``compare``, the CSV of ``score``, or any CSV with image and score.
 
     Columns besides ``image`` and ``score``, all optional: ``prompt`` (several may be in one file), ``kind``,
-    ``method``, ``judge``, ``precision``, ``seen``, ``p_bad`` to ``p_excellent``; ``mos`` (higher is better), ``std``,
-    ``mos_range``, ``reference``, ``text prompt`` or ``group``, ``distortion``, ``level``, ``split``, ``direction`` (of
-    the human scores before they were put here). An empty score is a missing value.
+    ``method``, ``judge``, ``question``, ``precision``, ``seen``, ``p_bad`` to ``p_excellent``; ``mos`` (higher is
+    better), ``std``, ``mos_range``, ``reference``, ``text prompt`` or ``group``, ``distortion``, ``level``, ``split``,
+    ``direction`` (of the human scores before they were put here). An empty score is a missing value.
 
     Raises:
         DataError: columns are missing, cells are not numbers, an image comes twice, or prompts have different images or
@@ -233,15 +246,15 @@ def _column(table: Table, prompt: str, rows: Sequence[int]) -> Column:
     if kind not in KINDS:
         line = table.lines[rows[0]]
         raise DataError(f"{table.path} line {line}: kind '{kind}' is not known; use one of {', '.join(KINDS)}.")
-    method, judge, precision, seen = (_texts(table, key) for key in ("method", "judge", "precision", "seen"))
+    method, seen = _texts(table, "method"), _texts(table, "seen")
+    asked = {key: cells[rows[0]] for key in ASKED if (cells := _texts(table, key))}
     told = seen is not None and all(seen[row] in ("0", "1") for row in rows)
     levels = _matrix(table, PREDICTED, rows)
     return Column(
         name=prompt,
         kind=kind,
         method=method[rows[0]] if method else prompt,
-        judge=judge[rows[0]] if judge else "",
-        precision=precision[rows[0]] if precision else "",
+        **asked,
         scores=_numbers(table, "score", rows, gaps=True),
         levels=None if levels is None or np.isnan(levels).any() else levels,
         seen=np.array([seen[row] == "1" for row in rows]) if seen is not None and told else None,

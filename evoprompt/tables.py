@@ -250,7 +250,13 @@ def _csv(path: Path) -> tuple[tuple[str, ...], _Rows]:
             ) from error
 
     numbered = rows()
-    return next((tuple(cells) for _, cells in numbered if any(cells)), ()), numbered
+    header = next((tuple(cells) for _, cells in numbered if any(cells)), ())
+    if len(header) == 1 and (other := next((mark for mark in ";\t" if mark in header[0]), "")):
+        between = {";": "semicolons", "\t": "tabs"}[other]
+        raise DataError(
+            f"{path} has {between} between its columns; accepted are commas. Save it as comma-separated text."
+        )
+    return header, numbered
 
 
 def _jsonl(path: Path) -> tuple[tuple[str, ...], _Rows]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(folder / "photos")
     judge = load_judge(NANO, None, "auto", "auto", "cpu")
     for seed, (name, told) in enumerate(ORIGINS.items()):
-        origin = Origin(judge=judge.id, revision=judge.revision, family=judge.family.name, **told)
+        told = {**told, "family": judge.family.name}
+        origin = Origin(judge=judge.id, revision=judge.revision, seen=("elsewhere",), **told)
         prompt = PixelPrompt(PromptConfig(image_size=judge.image_size, size=16, blocks=16), origin)
         with torch.no_grad():
             prompt.theta.copy_(torch.randn(prompt.theta.shape, generator=torch.Generator().manual_seed(seed)))
@@ -112,9 +115,10 @@ def test_a_scores_file_gives_the_same_numbers_again_without_torch(compared: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in (compared, tmp_path))
-    for key in ("n", "rows", "shares", "summaries", "protocol", "split", "direction", "judge", "precision"):
+    for key in ("n", "rows", "shares", "summaries", "protocol", "split", "direction", "judge", "question", "precision"):
         assert first[key] == second[key], key
     assert second["judge"].startswith("owl2-nano@") and second["precision"] == "float32"
+    assert second["question"] == "rate"
     assert second["seen"] == "as the scores file has it"
     assert (tmp_path / "scores.csv").read_bytes() == (compared / "scores.csv").read_bytes()
 
@@ -169,6 +173,44 @@ def test_inverted_scores_are_said_not_guessed(compared: Path, place: Path, tmp_p
     body = json.loads(turned.stdout)
     assert body["rows"][0]["srcc"]["value"] > 0 and body["direction"] == "lower was better, negated"
     assert "inverted" not in turned.stderr
+
+
+def test_human_scores_look_inverted_only_where_the_interval_bears_it_out(tmp_path: Path) -> None:
+    for mos, inverted in (((4, 5, 2, 6, 1, 3), False), ((6, 5, 4, 3, 2, 1), True)):
+        rows = [f"{k}.png,{k},bare,{value}" for k, value in enumerate(mos)]
+        (tmp_path / "s.csv").write_text("image,score,kind,mos\n" + "\n".join(rows) + "\n")
+        result = run("evaluate", tmp_path / "s.csv", "--n-boot", 100, "--json")
+        assert result.exit_code == 0 and json.loads(result.stdout)["rows"][0]["srcc"]["value"] < -0.2
+        assert ("look inverted" in result.stderr) == inverted
+    assert "the bare judge has SRCC -1.00 [-1.00, -1.00]" in result.stderr
+
+
+def test_the_bare_judge_has_the_name_it_is_given(place: Path) -> None:
+    labels = ("--eval-mos", place / "photos" / "labels.csv", "--device", "cpu", "--n-boot", 100)
+    result = run("compare", "plain=none", *labels, "--vote-pairs", 0, "--json")
+    assert result.exit_code == 0, result.output
+    assert [(row["name"], row["kind"]) for row in json.loads(result.stdout)["rows"]] == [("plain", "bare")]
+
+
+def test_votes_that_make_no_one_scale_are_refused_before_a_judge_is_loaded(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("compare", "none", "--eval-mos", place / "photos" / "labels.csv", "--device", "cpu", "--n-boot", 100)
+    enough = run(*arguments, "--vote-pairs", 80)
+    assert enough.exit_code == 0 and "votes    132 pairs of 16 images put them on one scale" in enough.stderr
+    monkeypatch.setattr("evoprompt.scoring.judge_for", _no_judge)
+    result = run(*arguments, "--vote-pairs", 60)
+    assert result.exit_code == 2 and "Give --vote-pairs 132 or more" in result.stderr
+
+
+def test_when_all_images_were_seen_nothing_is_left_to_measure_on(place: Path, tmp_path: Path) -> None:
+    prompt = PixelPrompt.load(place / "free")
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((place / "photos").glob("*.png"))]
+    prompt.origin = replace(prompt.origin, seen=contents)
+    prompt.save(tmp_path / "seen")
+    arguments = ("evaluate", tmp_path / "seen", "--eval-mos", place / "photos" / "labels.csv")
+    result = run(*arguments, "--seen", "exclude")
+    assert result.exit_code == 2 and "all 16 evaluation images" in result.stderr
 
 
 def test_seeds_and_splits_are_put_together(compared: Path, tmp_path: Path) -> None:
@@ -229,6 +271,12 @@ def test_a_prompt_may_be_on_the_hub(place: Path, monkeypatch: pytest.MonkeyPatch
         (["evaluate", "METRIC"], "metric.csv: no column 'mos'. Give the human scores with --eval-mos"),
         (["evaluate", "METRIC", "--eval-mos", "LABELS"], "has no row for 15 of 16 images with human scores: p01.png"),
         (["evaluate", "SCORES", "OTHER"], "have different human scores of 16 images"),
+        (["compare", "SCORES", "FOUR"], "float32 for none. Gains are over one bare judge, so compare those of each"),
+        (["compare", "FREE", "FOUR", "--eval-mos", "LABELS", "--device", "cpu"], "float32 for what is measured now; "),
+        (
+            ["compare", "OLD", "OLD2"],
+            "asked one question at one precision: judge not stated, rate, float32 for none. Gains",
+        ),
         (["evaluate", "SCORES", "--mos-range", "5..1"], "--mos-range: '5..1' is not a scale"),
         (["evaluate", "SCORES", "--n-boot", "3"], "3 is not in the range x>=100"),
         (["aggregate", "absent"], "absent is not a result of 'evoprompt evaluate -o'"),
@@ -256,7 +304,16 @@ def test_bad_input_gets_one_sentence(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "mos": float(row["mos"]) + 1, "prompt": f"{row['prompt']}!"} for row in rows)
+    for name, told in {"four": {"question": "four-words"}, "old": {"judge": ""}, "old2": {"judge": ""}}.items():
+        with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({**row, "score": float(row["score"]) * len(name), **told} for row in rows)
     places = {
+        "FREE": place / "free",
+        "FOUR": tmp_path / "four.csv",
+        "OLD": tmp_path / "old.csv",
+        "OLD2": tmp_path / "old2.csv",
         "LABELS": place / "photos" / "labels.csv",
         "METRIC": tmp_path / "metric.csv",
         "SCORES": compared / "scores.csv",

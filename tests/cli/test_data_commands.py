@@ -193,7 +193,7 @@ def test_a_very_large_and_a_tiny_image_are_told(tmp_path: Path) -> None:
     [
         ("evaluate", "none", "--eval-mos", "TABLE"),
         ("compare", "none", "--eval-mos", "TABLE"),
-        ("continual", "none", "--eval-mos", "TABLE"),
+        ("continual", "owl2-nano", "--eval-mos", "TABLE"),
         ("study", "--eval-mos", "TABLE", "-o", "OUT"),
         ("train", "--train-mos", "TABLE", "-o", "OUT"),
         ("evolve", "--unlabeled", "OTHER", "--train-mos", "TABLE", "-o", "OUT"),

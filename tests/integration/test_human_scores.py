@@ -18,7 +18,7 @@ from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, load_judge
 from evoprompt.lifecycle import evolve, new_prompt, resume, train
 from evoprompt.mos import MosSet, read_sets
-from evoprompt.prompts import PixelPrompt
+from evoprompt.prompts import Origin, PixelPrompt
 from evoprompt.report import verdict, write_report
 from evoprompt.runs import read_lines, read_record, read_rounds
 from evoprompt.scoring import Scorer
@@ -39,6 +39,22 @@ def _labelled(folder: Path, seed: int, n: int = 60, std: str = "") -> tuple[MosS
 def sets(tmp_path: Path) -> tuple[MosSet, ...]:
     """60 toy images other than those of ``toys``, with their true quality."""
     return _labelled(tmp_path / "labelled", 4)
+
+
+def test_a_warm_start_keeps_the_labels_and_the_control_of_its_start(
+    toys: ImageSet, sets: tuple[MosSet, ...], quick: Recipe, tmp_path: Path
+) -> None:
+    def origin(run: str, **how: Any) -> Origin:
+        evolve(replace(quick, **how), toys, tmp_path / run, ScriptedJudge(), init_prompt=taught)
+        return PixelPrompt.load(tmp_path / run / "prompt").origin
+
+    quick = replace(quick, rounds=1)
+    taught = PixelPrompt.load(train(quick, sets, tmp_path / "taught", ScriptedJudge()) / "prompt")
+    assert origin("warm").labels == f"votes and {taught.origin.labels}" and taught.origin.labels.startswith("MOS of 60")
+    taught = PixelPrompt.load(tmp_path / "warm" / "prompt")
+    tossed = origin("tossed", control="random-labels")
+    taught = PixelPrompt.load(tmp_path / "tossed" / "prompt")
+    assert origin("again") == replace(tossed, recipe=quick.fingerprint()) and tossed.control == "random-labels"
 
 
 def _srcc(run: Path | None, folder: Path) -> float:

@@ -22,11 +22,14 @@ from evoprompt.comparison import (
     votes_without_training,
     write_results,
 )
+from evoprompt.errors import DataError
 from evoprompt.evaluation import Protocol, evaluate_columns
 from evoprompt.labels import read_labels
 from evoprompt.result_tables import document, latex, markdown, shown
+from evoprompt.runs import PAIRS, stream
 from evoprompt.score_files import Column, Target
 from evoprompt.stats import srcc
+from evoprompt.voting import pairs_of, plan_groups
 
 FAST = Protocol(n_boot=300)
 
@@ -220,6 +223,26 @@ def test_all_pairs_are_voted_on_when_there_are_few_and_every_image_equally_often
     assert np.array_equal(pairs, plan_votes(60, 400, 0)) and not np.array_equal(pairs, plan_votes(60, 400, 1))
 
 
+@pytest.mark.parametrize("n", [310, 600, 2015])
+def test_sets_of_any_size_are_put_on_one_scale_at_the_least_cost(n: int) -> None:
+    pairs = plan_votes(n, None, 0)
+    assert np.unique(pairs).tolist() == list(range(n)) and len(pairs) <= 11 * n
+    reached = np.arange(n)  # the smallest image that each is tied to; settles when all are tied to the first
+    for _ in range(99):
+        np.minimum.at(reached, pairs[:, 0], reached[pairs[:, 1]])
+        np.minimum.at(reached, pairs[:, 1], reached[pairs[:, 0]])
+    assert not reached.any()
+    assert np.array_equal(plan_votes(n, len(pairs), 0), pairs)
+    with pytest.raises(DataError, match=rf"do not compare all .* images .* Give --vote-pairs {len(pairs)} or more"):
+        plan_votes(n, len(pairs) - 66, 0)
+
+
+def test_plans_that_were_enough_are_as_they_were() -> None:
+    groups = plan_groups(np.arange(257), 2000, 12, stream(0, 0, PAIRS))
+    assert np.array_equal(plan_votes(257, None, 0), np.concatenate([pairs_of(group) for group in groups]))
+    assert np.array_equal(plan_votes(257, None, 0), plan_votes(257, 2000, 0)) and len(plan_votes(63, None, 0)) == 1953
+
+
 @pytest.mark.parametrize(("pairs", "accuracy", "least", "most"), [(780, 1.0, 0.995, 1.0), (300, 0.8, 0.75, 0.99)])
 def test_votes_add_up_to_the_order_they_know(
     tmp_path: Path, pairs: int, accuracy: float, least: float, most: float
@@ -235,3 +258,5 @@ def test_votes_add_up_to_the_order_they_know(
     scores = votes_without_training(judge, labels, planned, 8, lambda n=1, **_: told.append(n))
     assert sum(told) == len(planned) and scores.mean() == pytest.approx(0, abs=1e-9)
     assert least <= srcc(scores, labels.mos) <= most
+    some = votes_without_training(judge, labels, np.array([[0, 1], [1, 2]]), 8, lambda n=1, **_: None)
+    assert np.isfinite(some).nonzero()[0].tolist() == [0, 1, 2]  # no score without votes

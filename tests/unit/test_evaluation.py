@@ -13,7 +13,7 @@ from evoprompt.dependent import williams
 from evoprompt.errors import DataError
 from evoprompt.evaluation import Protocol, evaluate, evaluate_columns
 from evoprompt.logistic import logistic4
-from evoprompt.score_files import Column, Target
+from evoprompt.score_files import NEGATED, Column, Target
 from evoprompt.stats import srcc
 
 
@@ -105,6 +105,18 @@ def test_a_scale_that_human_scores_leave_is_refused() -> None:
     target, columns = _target()
     with pytest.raises(DataError, match=r"human scores lie outside the scale 2..4 \(they go from .* --mos-range"):
         evaluate_columns(target, columns, Protocol(n_boot=100, ends=(2.0, 4.0)))
+
+
+def test_the_ends_of_a_scale_are_those_of_the_human_scores_as_given() -> None:
+    target, columns = _target()
+    dmos = replace(target, mos=target.mos - 70.0, direction=NEGATED)
+    protocol = Protocol(n_boot=100, ends=(0.0, 100.0))
+    assert protocol.scale(dmos) == (-100.0, 0.0) and protocol.scale(target) == (0.0, 100.0)
+    same = replace(dmos, mos=dmos.mos + 100.0, direction="higher is better")
+    told, other = (evaluate_columns(t, columns, protocol)[0][0].to_dict() for t in (dmos, same))
+    assert told["js"]["value"] == pytest.approx(other["js"]["value"])
+    with pytest.raises(DataError, match=r"60 of 60 .* the scale -100..0 \(they go from 6.* to 6.*, lower being better"):
+        evaluate_columns(dmos, columns, Protocol(ends=(-100.0, 0.0)))
 
 
 def test_images_of_one_reference_are_drawn_together() -> None:

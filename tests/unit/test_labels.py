@@ -92,6 +92,14 @@ def test_a_byte_order_mark_blank_lines_and_blanks_do_not_matter(folder: Path) ->
     assert labels.names == ("a.png", "b.png") and labels.mos.tolist() == [1.5, 2.0]
 
 
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_than_commas_is_named(folder: Path, mark: str, called: str) -> None:
+    path = table(folder, f"image{mark}mos\na.png{mark}1,5\nb.png{mark}2\n")
+    assert refusal(path) == (
+        f"{path} has {called} between its columns; accepted are commas. Save it as comma-separated text."
+    )
+
+
 def test_a_missing_score_column_is_answered_with_those_found(folder: Path) -> None:
     path = table(folder, "name,MOS_zscore,SD\na.png,1,1\n")
     assert refusal(path) == (
@@ -101,8 +109,8 @@ def test_a_missing_score_column_is_answered_with_those_found(folder: Path) -> No
 
 
 def test_a_missing_image_column_is_answered_with_those_found(folder: Path) -> None:
-    message = refusal(table(folder, "photo;mos\na.png;1\n"))
-    assert "has no column 'image' (or 'file_name', 'name'" in message and "found: photo;mos." in message
+    message = refusal(table(folder, "photo,mos\na.png,1\n"))
+    assert "has no column 'image' (or 'file_name', 'name'" in message and "found: photo, mos." in message
 
 
 def test_all_unusable_scores_are_listed_with_their_lines(folder: Path) -> None:
@@ -228,4 +236,6 @@ def test_seen_images_stop_are_dropped_or_are_kept_and_counted(folder: Path) -> N
     assert (dropped.names, count) == (("a.png",), 2)
     kept, count = without_seen(labels, seen, "keep")
     assert (kept.names, count) == (("a.png", "b.png", "c.png"), 2)
+    with pytest.raises(DataError, match=r"all 3 evaluation images .* so --seen exclude leaves none. Give other images"):
+        without_seen(labels, labels.sha256, "exclude")
     assert without_seen(labels, [], "stop")[1] == 0

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from evoprompt.catalogue import Contents
 from evoprompt.errors import DataError
-from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
+from evoprompt.prompts import PUBLISHED, Origin, PixelPrompt, PromptConfig
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,30 @@ from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
 )
 def test_number_of_trained_values(config: PromptConfig, values: int) -> None:
     assert PixelPrompt(config).n_values == values
+
+
+@pytest.mark.parametrize(
+    ("start", "later", "both"),
+    [
+        ("none", "none", "none"),
+        ("MOS of 9 images (a)", "none", "votes and MOS of 9 images (a)"),
+        ("none", "MOS of 9 images (a)", "votes and MOS of 9 images (a)"),
+        ("MOS of 9 images (a)", "MOS of 9 images (a)", "MOS of 9 images (a)"),
+        (
+            "MOS of 9 images (a)",
+            "votes and MOS of 8 images (b)",
+            "votes and MOS of 9 images (a) and MOS of 8 images (b)",
+        ),
+        (f"{PUBLISHED} (x.pth a)", "none", f"votes and {PUBLISHED} (x.pth a)"),
+    ],
+)
+def test_a_warm_start_has_the_labels_of_both_and_a_control_stays_one(start: str, later: str, both: str) -> None:
+    trained = Origin(judge="j", labels=later, control="shuffled-labels", seen=("x",))
+    after = Origin(judge="j", labels=start).then(trained)
+    assert (after.labels, after.control) == (both, "shuffled-labels")
+    assert after.seen_known == (PUBLISHED not in start)
+    assert Origin(judge="j", control="random-labels").then(Origin(judge="j")).control == "random-labels"
+    assert Origin().then(trained) == trained
 
 
 @pytest.mark.parametrize("kind", ["border", "patch", "overlay"])

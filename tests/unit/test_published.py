@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -123,6 +124,18 @@ def test_the_folder_says_what_it_is_and_how_it_is_to_be_used(tmp_path: Path) -> 
     for fact in ("border", "imagenet-crop", "good-excellent", "MOS, as published (visual_prompt.pth"):
         assert fact in shown
     assert CliRunner().invoke(main, ["prompt", "import", "x", "--kind", "border", "-o", str(folder)]).exit_code == 2
+
+
+def test_how_many_images_an_imported_prompt_has_seen_is_not_known(photos: Path, tmp_path: Path) -> None:
+    folder, _, _ = _import(tmp_path)
+    arguments = ["evaluate", str(folder), "--eval-mos", str(photos / "labels.csv"), "--device", "cpu"]
+    result = CliRunner().invoke(main, [*arguments, "--n-boot", "100", "-o", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    assert [row["seen"] for row in body["rows"]] == [0, None] and body["question"] == "good-excellent, imagenet-crop"
+    assert f"warning  not all that {folder} was trained on is known, so this may be no test." in result.stderr
+    again = CliRunner().invoke(main, ["evaluate", str(tmp_path / "out" / "scores.csv"), "--n-boot", "100", "--json"])
+    assert json.loads(again.stdout)["rows"] == body["rows"]
 
 
 def test_a_judge_that_prepares_images_otherwise_refuses_the_prompt(tmp_path: Path) -> None:

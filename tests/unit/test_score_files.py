@@ -28,7 +28,7 @@ def example(n: int = 6) -> tuple[Target, list[Column]]:
     )
     levels = rng.dirichlet(np.ones(5), n)
     none = np.zeros(n, bool)
-    told = {"judge": "owl@1", "precision": "bfloat16, 8bit"}
+    told = {"judge": "owl@1", "question": "good-fine", "precision": "bfloat16, 8bit"}
     bare = Column(name="none", kind="bare", scores=rng.normal(size=n), levels=levels, seen=none, **told)
     scores = rng.normal(size=n)
     scores[2] = np.nan
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_again_to_the_last_bit(tmp_path: Path) -> None:
     assert again.std is not None and target.std is not None and np.array_equal(again.std, target.std)
     assert (again.groups, again.grouping, again.factors) == (target.groups, target.grouping, target.factors)
     assert (again.ends, again.split, again.direction) == (target.ends, target.split, target.direction)
-    assert [(column.judge, column.precision) for column in file.columns] == [("owl@1", "bfloat16, 8bit"), ("", "")]
+    assert [column.asked for column in file.columns] == [("owl@1", "good-fine", "bfloat16, 8bit"), ("", "", "")]
     for column, other in zip(file.columns, columns, strict=True):
         assert np.array_equal(column.scores, other.scores, equal_nan=True)
         assert (column.name, column.kind, column.method) == (other.name, other.kind, other.method or other.name)
