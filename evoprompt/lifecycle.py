@@ -377,11 +377,12 @@ def _save_sets(path: Path, sets: Sequence[MosSet]) -> None:
             {
                 **_columns(chosen.records),
                 "set": [chosen.name] * len(chosen),
+                "number": [number] * len(chosen),
                 "mos": chosen.mos,
                 "std": np.full(len(chosen), np.nan) if chosen.std is None else chosen.std,
             }
         )
-        for chosen in sets
+        for number, chosen in enumerate(sets)
     ]
     parquet.write_table(pyarrow.concat_tables(tables), path)
 
@@ -396,11 +397,13 @@ def _load_sets(path: Path) -> tuple[MosSet, ...]:
     rows = parquet.read_table(path).to_pylist()
     records = _unchanged(Catalogue(path))
     sets = []
-    for name in dict.fromkeys(row["set"] for row in rows):
-        members = [k for k, row in enumerate(rows) if row["set"] == name]
+    # Runs of before sets had numbers tell them apart by name alone.
+    kept = [(row.get("number"), row["set"]) for row in rows]
+    for one in dict.fromkeys(kept):
+        members = [k for k, other in enumerate(kept) if other == one]
         mos, std = (np.array([rows[k][key] for k in members]) for key in ("mos", "std"))
         known = None if np.isnan(std).all() else std
-        sets.append(MosSet(name=name, records=tuple(records[k] for k in members), mos=mos, std=known))
+        sets.append(MosSet(name=one[1], records=tuple(records[k] for k in members), mos=mos, std=known))
     return tuple(sets)
 
 

@@ -35,7 +35,7 @@ class MosSet:
     """Images with human scores of one set, higher is better.
 
     Attributes:
-        name: the file it was read from.
+        name: the file it was read from, FILE#PART where it is a part of its split.
         records: the images.
         mos: (N,) float64 in [1, 5].
         std: (N,) float64, at least 0, their deviations on that scale, or None when they are not known.
@@ -68,19 +68,34 @@ def read_sets(files: Sequence[Path], config: MosConfig, console: Console | None 
 
     Raises:
         RecipeError: when ``range`` or ``better`` has as many values as there are files in no way.
-        DataError: when a file cannot be used, see ``read_labels`` and ``on_one_scale``; of all files at once.
+        DataError: when a file cannot be used, see ``read_labels`` and ``on_one_scale``; of all files at once. When rows
+            of a file would be in two sets.
     """
     ranges, ways = (_for_each(files, key, getattr(config, key)) for key in ("range", "better"))
     sets, problems = [], []
+    taken: dict[tuple[Path, str], Path] = {}
     for path, ends, way in zip(files, ranges, ways, strict=True):
         try:
             labels = open_labels(path, console or Console(quiet=True), lower_better=way == "lower")
             sets.append(on_one_scale(labels, scale_ends(ends)))
+            _refuse_again(path, labels, taken)
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError(" ".join(problems))
     return tuple(sets)
+
+
+def _refuse_again(path: Path, labels: Labels, taken: dict[tuple[Path, str], Path]) -> None:
+    """Refuse rows of a file that an earlier set has already; ``taken`` remembers which set has which."""
+    rows = [(labels.path.resolve(), name) for name in labels.names]
+    again = [row for row in rows if row in taken]
+    if again:
+        raise DataError(
+            f"{len(again)} rows of {path} are already in {taken[again[0]]}, so they would count twice. Give each file, "
+            "or each part of it, once."
+        )
+    taken.update(dict.fromkeys(rows, path))
 
 
 def _for_each(files: Sequence[Path], key: str, text: str) -> list[str]:
@@ -120,7 +135,8 @@ def on_one_scale(labels: Labels, ends: tuple[float, float] | None = None) -> Mos
     factor = (HIGH - LOW) / (high - low)
     way = high - given if labels.lower_better else given - low
     std = None if labels.std is None else labels.std * factor
-    return MosSet(name=str(path), records=labels.records, mos=np.clip(LOW + factor * way, LOW, HIGH), std=std)
+    name = f"{path}#{labels.part}" if labels.part else str(path)
+    return MosSet(name=name, records=labels.records, mos=np.clip(LOW + factor * way, LOW, HIGH), std=std)
 
 
 def images_of(sets: Sequence[MosSet]) -> ImageSet:

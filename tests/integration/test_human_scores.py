@@ -129,6 +129,21 @@ def test_runs_with_human_scores_killed_anywhere_resume_to_the_same_bytes(
             assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
 
 
+def test_a_resumed_run_keeps_two_parts_of_one_table_apart(quick: Recipe, tmp_path: Path) -> None:
+    truth = write_toy_images(tmp_path / "both", n=60, seed=4)
+    rows = [f"toy{k:02d}.png,{value:.5f},{'train' if k % 3 else 'val'}" for k, value in enumerate(truth)]
+    table = tmp_path / "both" / "parts.csv"
+    table.write_text("\n".join(["image,mos,split", *rows]) + "\n")
+    sets = read_sets([Path(f"{table}#train"), Path(f"{table}#val")], MosConfig())
+    whole = train(quick, sets, tmp_path / "whole", ScriptedJudge())
+    train(replace(quick, rounds=1), sets, tmp_path / "run", ScriptedJudge())
+    resume(tmp_path / "run", lambda recipe: ScriptedJudge(), rounds=2)
+    for number in (1, 2):
+        for name in ("prompt/model.safetensors", "steps.jsonl"):
+            file = f"rounds/{number:03d}/{name}"
+            assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
+
+
 def test_a_mixed_run_has_its_share_of_human_steps_and_stays_under_the_label_free_gate(
     toys: ImageSet, sets: tuple[MosSet, ...], quick: Recipe, tmp_path: Path
 ) -> None:

@@ -87,6 +87,21 @@ def test_problems_of_all_files_are_told_at_once(folder: Path) -> None:
         read_sets(files, MosConfig(range="1..5"))
 
 
+def test_parts_of_one_table_are_sets_of_their_own_and_rows_given_twice_are_refused(folder: Path) -> None:
+    table = folder / "parts.csv"
+    rows = [f"toy{k:02d}.png,{k},{'train' if k % 3 else 'val'}" for k in range(N)]
+    table.write_text("\n".join(["image,mos,split", *rows]) + "\n")
+    parts = [Path(f"{table}#train"), Path(f"{table}#val")]
+    assert [(chosen.name, len(chosen)) for chosen in read_sets(parts, MosConfig())] == [
+        (f"{table}#train", 8),
+        (f"{table}#val", 4),
+    ]
+    with pytest.raises(DataError, match="^12 rows of .*parts.csv are already in .*parts.csv, so they would count twice"):
+        read_sets([table, folder / "." / ".." / folder.name / "parts.csv"], MosConfig())
+    with pytest.raises(DataError, match="^4 rows of .*parts.csv#val are already in .*parts.csv, so"):
+        read_sets([table, parts[1]], MosConfig())
+
+
 @pytest.mark.parametrize("text", ["1-5", "5..1", "1..", "1..inf", "auto,x"])
 def test_a_range_that_is_none_is_refused_with_the_recipe(text: str) -> None:
     with pytest.raises(RecipeError, match="must be auto, or two rising numbers such as 1..5"):
