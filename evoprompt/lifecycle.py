@@ -24,7 +24,7 @@ from evoprompt.evolution import Evolution, Measure, now
 from evoprompt.health import split_images
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.mos import MosSet, images_of, keys_of, said_of, trainable
+from evoprompt.mos import MosSet, check_mixture, images_of, keys_of, said_of, trainable
 from evoprompt.processes import from_first, world
 from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.questions import LEVELS
@@ -152,10 +152,13 @@ def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[Mo
             f"mos.objective {recipe.mos.objective} needs the five levels, but question {question.name} is answered "
             f"with {', '.join(question.answers)}; set -s judge.question=auto or -s mos.objective=mse."
         )
-    if recipe.train.objective == "grpo" and recipe.grpo.engine == "trl":
-        raise RecipeError("grpo.engine trl takes votes only, no human scores; set -s grpo.engine=native.")
-    if not supervised and recipe.mos.fraction == 0:
-        raise RecipeError("mos.fraction is 0, so no human score would be used; set it above 0 or give none.")
+    if not supervised:
+        check_mixture(recipe)
+    elif recipe.train.objective == "grpo":
+        raise RecipeError(
+            "train.objective grpo rewards answers by votes, and a run on human scores alone takes none; leave it at "
+            "fidelity and choose the loss against human scores with mos.objective."
+        )
 
 
 def _begin(

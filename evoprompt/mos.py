@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoprompt.catalogue import ImageRecord
-from evoprompt.config import MosConfig, parts, scale_ends
+from evoprompt.config import MosConfig, Recipe, parts, scale_ends
 from evoprompt.errors import DataError, RecipeError, listed
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
@@ -21,7 +21,7 @@ from evoprompt.labels import Labels, open_labels
 from evoprompt.ladder import Pool
 from evoprompt.scoring import score_views
 from evoprompt.stats import Interval, bootstrap, paired_difference, srcc
-from evoprompt.steps import MosBatch
+from evoprompt.steps import MosBatch, mos_steps
 from evoprompt.tracking import Console
 from evoprompt.voting import dealt, plan_groups
 
@@ -137,6 +137,30 @@ def on_one_scale(labels: Labels, ends: tuple[float, float] | None = None) -> Mos
     std = None if labels.std is None else labels.std * factor
     name = f"{path}#{labels.part}" if labels.part else str(path)
     return MosSet(name=name, records=labels.records, mos=np.clip(LOW + factor * way, LOW, HIGH), std=std)
+
+
+def check_mixture(recipe: Recipe) -> None:
+    """Check that a run on votes and human scores learns from both.
+
+    Raises:
+        RecipeError: when it would not, or when its trainer takes votes only.
+    """
+    mos, steps = recipe.mos, recipe.train.steps
+    if recipe.train.objective == "grpo" and recipe.grpo.engine == "trl":
+        raise RecipeError("grpo.engine trl takes votes only, no human scores; set -s grpo.engine=native.")
+    for key, value in (("fraction", mos.fraction), ("weight", mos.weight)):
+        if value == 0:
+            raise RecipeError(f"mos.{key} is 0, so no human score would be used; set it above 0 or give none.")
+    if mos_steps(steps, mos.fraction) == 0:
+        raise RecipeError(
+            f"mos.fraction {mos.fraction:g} of {steps} steps is less than one step, so no human score would be used; "
+            "set it or train.steps higher."
+        )
+    if mos_steps(steps, mos.fraction) == steps:
+        raise RecipeError(
+            f"mos.fraction {mos.fraction:g} leaves no step for votes; set it lower, or train on human scores alone "
+            "with 'evoprompt train'."
+        )
 
 
 def images_of(sets: Sequence[MosSet]) -> ImageSet:

@@ -15,7 +15,17 @@ from evoprompt.errors import DataError, RecipeError
 from evoprompt.health import split_images
 from evoprompt.images import ImageSet
 from evoprompt.ladder import Pool
-from evoprompt.mos import MosImages, MosSet, heldout_srcc, images_of, plan_batches, read_sets, said_of, trainable
+from evoprompt.mos import (
+    MosImages,
+    MosSet,
+    check_mixture,
+    heldout_srcc,
+    images_of,
+    plan_batches,
+    read_sets,
+    said_of,
+    trainable,
+)
 from evoprompt.recipe_files import load_recipe
 from evoprompt.steps import Batch, Steps, mos_steps
 
@@ -96,7 +106,7 @@ def test_parts_of_one_table_are_sets_of_their_own_and_rows_given_twice_are_refus
         (f"{table}#train", 8),
         (f"{table}#val", 4),
     ]
-    with pytest.raises(DataError, match="^12 rows of .*parts.csv are already in .*parts.csv, so they would count twice"):
+    with pytest.raises(DataError, match="^12 rows of .*parts.csv are already in .*parts.csv, so they would count twic"):
         read_sets([table, folder / "." / ".." / folder.name / "parts.csv"], MosConfig())
     with pytest.raises(DataError, match="^4 rows of .*parts.csv#val are already in .*parts.csv, so"):
         read_sets([table, parts[1]], MosConfig())
@@ -108,6 +118,21 @@ def test_a_range_that_is_none_is_refused_with_the_recipe(text: str) -> None:
         load_recipe(None, [f"mos.range={text}"])
     with pytest.raises(RecipeError, match="mos.better: best; must be higher or lower"):
         Recipe(mos=MosConfig(better="best"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["mos.fraction=0"], "mos.fraction is 0, so no human score would be used"),
+        (["mos.weight=0"], "mos.weight is 0, so no human score would be used"),
+        (["mos.fraction=0.2", "train.steps=4"], "mos.fraction 0.2 of 4 steps is less than one step, so no human score"),
+        (["mos.fraction=1"], "mos.fraction 1 leaves no step for votes; .* with 'evoprompt train'"),
+    ],
+)
+def test_a_mixed_run_that_would_not_learn_from_both_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_mixture(load_recipe(None, settings))
+    check_mixture(load_recipe(None, ["mos.fraction=0.25", "train.steps=4"]))
 
 
 def _ready(chosen: MosSet, heldout: set[str] | None = None, control: str = "none") -> MosImages:
