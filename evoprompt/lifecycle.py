@@ -30,7 +30,7 @@ from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.questions import LEVELS
 from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import Run, read_record, write_text
-from evoprompt.scoring import fits
+from evoprompt.scoring import fits, same_geometry
 from evoprompt.tracking import Console, Mirror
 from evoprompt.voting import check_vote, sources_of
 
@@ -59,7 +59,7 @@ def evolve(
         out: the run directory; new or empty.
         judge: the frozen judge, as ``recipe.judge`` names it.
         sets: human scores to mix in, see ``mos.read_sets``.
-        init_prompt: warm start; None = zeros, the bare judge.
+        init_prompt: warm start, of the recipe's geometry; None = zeros, the bare judge.
         measure: see ``Evolution``.
         force: go on with a judge whose votes are at chance.
         console: for people.
@@ -102,7 +102,7 @@ def train(
         sets: human scores of at least 8 images in all, see ``mos.read_sets``.
         out: the run directory; new or empty.
         judge: the frozen judge, as ``recipe.judge`` names it.
-        init_prompt: warm start; None = zeros, the bare judge.
+        init_prompt: warm start, of the recipe's geometry; None = zeros, the bare judge.
         measure: see ``Evolution``.
         console: for people.
         mirror: takes the metrics of each round.
@@ -125,11 +125,18 @@ def train(
     return out
 
 
-def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[MosSet], supervised: bool) -> None:
-    """Check what only recipe, images, judge and human scores together can tell.
+def check_plan(
+    recipe: Recipe,
+    images: ImageSet,
+    judge: Judge,
+    sets: Sequence[MosSet],
+    supervised: bool,
+    init_prompt: PixelPrompt | None = None,
+) -> None:
+    """Check what only recipe, images, judge, human scores and the prompt to start from together can tell.
 
     Raises:
-        DataError: with too few images, or too few to train on when some are held out.
+        DataError: with too few images, or too few to train on when some are held out; with a prompt of another judge.
         RecipeError: with what is wrong and what to set.
     """
     if len(images) < MIN_IMAGES:
@@ -139,6 +146,9 @@ def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[Mo
             f"give at least {MIN_IMAGES}."
         )
     check_vote(recipe.vote, judge)
+    if init_prompt is not None:
+        fits(init_prompt, judge)
+        same_geometry(init_prompt.config, recipe.prompt)
     if recipe.grpo.rationale:
         answers_of(judge, recipe.grpo)
     if not sets:
@@ -171,9 +181,7 @@ def _begin(
     made: Mapping[str, Any],
 ) -> Run:
     """A new run directory with everything a resumed run reads."""
-    check_plan(recipe, images, judge, sets, made["kind"] == "train")
-    if init_prompt is not None:
-        fits(init_prompt, judge)
+    check_plan(recipe, images, judge, sets, made["kind"] == "train", init_prompt)
     record = {
         "version": __version__,
         "fingerprint": recipe.fingerprint(),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from evoprompt.config import FEWER_BITS, Recipe
 from evoprompt.recipe_files import load_recipe
+
+if TYPE_CHECKING:
+    from evoprompt.prompts import PromptConfig
 
 PATH = click.Path(path_type=Path)
 SOME_UNUSABLE = 3
@@ -84,6 +88,13 @@ def recipe_of(ctx: click.Context) -> Recipe:
         name = default_recipe(ctx.params.get("judge"), ctx.params.get("device", "auto"))
         name = {"nano": "nano-supervised", "label-free": "supervised"}[name] if ctx.info_name == "train" else name
     return load_recipe(name, [*named, *ctx.params["overrides"]])
+
+
+def started_from(recipe: Recipe, start: PromptConfig, overrides: Sequence[str]) -> Recipe:
+    """A recipe with the geometry of the prompt that the run starts from, but for keys that ``-s`` gives."""
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    keys = [key for key in asdict(recipe.prompt) if f"prompt.{key}" not in typed]
+    return replace(recipe, prompt=replace(recipe.prompt, **{key: getattr(start, key) for key in keys}))
 
 
 def default_recipe(judge: str | None, device: str) -> str:
