@@ -107,7 +107,7 @@ def test_scores_are_those_of_the_original_pipeline_computed_step_by_step(photos:
         image = Image.open(path).convert("RGB")
         scale = S / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-        left, top = (image.width - S) // 2, (image.height - S) // 2
+        left, top = round((image.width - S) / 2), round((image.height - S) / 2)
         pixels = torch.from_numpy(np.array(image.crop((left, top, left + S, top + S)))).permute(2, 0, 1)[None] / 255
         prompted = (pixels + _straightforward("border", 12, values)).clamp(0, 1)
         with torch.no_grad():
