@@ -165,7 +165,7 @@ def _run_on(
         return
     shared: dict[str, Any] = {
         "init_prompt": init,
-        "measure": None if labels is None else measure_on(judge, labels, recipe.eval.batch_size),
+        "measure": None if labels is None else measure_on(judge, labels, recipe.eval.batch_size, console.say),
         "console": console,
         "mirror": open_mirror("none" if rank() else options["track"], out, recipe, console),
         "provenance": {
@@ -225,8 +225,8 @@ def _resume_on(
         if not record["eval"]:
             return None
         labels = open_labels(Path(record["eval"]["path"]), console)
-        seen = seen_by(run)
-        return measure_on(judge, unseen(labels, seen, record["eval"]["seen"], console), recipe.eval.batch_size)
+        labels = unseen(labels, seen_by(run), record["eval"]["seen"], console)
+        return measure_on(judge, labels, recipe.eval.batch_size, console.say)
 
     def load(recipe: Recipe) -> Judge:
         with first_of_machine():

@@ -14,8 +14,10 @@ from conftest import ScriptedJudge, Stop, StoppingConsole, write_toy_images
 
 from evoprompt.config import GateConfig, GrpoConfig, MosConfig, Recipe
 from evoprompt.errors import DataError, RecipeError
+from evoprompt.evaluation import measure_on
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, load_judge
+from evoprompt.labels import read_labels
 from evoprompt.lifecycle import evolve, new_prompt, resume, train
 from evoprompt.mos import MosSet, read_sets
 from evoprompt.prompts import PixelPrompt
@@ -233,6 +235,23 @@ def test_a_scale_that_runs_the_other_way_is_reported_and_left_alone(quick: Recip
     (warning,) = [line for line in console.said if line.startswith("warning")]
     assert "labels.csv: the bare judge scores images lower the higher their MOS (SRCC -0." in warning
     assert "-s mos.better=lower" in warning
+
+
+def test_scores_to_measure_on_that_run_the_other_way_are_reported_once(
+    toys: ImageSet, quick: Recipe, tmp_path: Path
+) -> None:
+    steps = replace(quick, rounds=1, train=replace(quick.train, steps=2, save_every=2))
+    warnings = []
+    for name, sign in (("dmos", -1), ("mos", 1)):
+        truth, console, judge = write_toy_images(tmp_path / name, n=60, seed=4), _Listening(), ScriptedJudge()
+        rows = [f"toy{k:02d}.png,{sign * value:.5f}" for k, value in enumerate(truth)]
+        (tmp_path / name / "labels.csv").write_text("\n".join(["image,mos", *rows]) + "\n")
+        measure = measure_on(judge, read_labels(tmp_path / name / "labels.csv"), 16, console.say)
+        evolve(steps, toys, tmp_path / "run" / name, judge, measure=measure, console=console)
+        warnings += [line for line in console.said if line.startswith("warning")]
+    (warning,) = warnings
+    assert "dmos/labels.csv: the judge scores images lower at the start the higher their MOS (SRCC -0." in warning
+    assert f"'evoprompt evaluate {tmp_path / 'run' / 'dmos'} --eval-mos " in warning and "--lower-better'" in warning
 
 
 def test_too_few_or_unusable_combinations_are_refused_before_anything_is_written(
