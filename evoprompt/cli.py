@@ -34,7 +34,10 @@ class _Commands(click.Group):
             fail("Interrupted.", INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.strerror:
+                place = f"{error.filename}: " if error.filename else ""
+                fail(f"Error: {place}{error.strerror}. See that the place exists, is yours and has room.", 1)
             click.echo(ISSUES, err=True)
             raise
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evoprompt.errors import DataError
-from evoprompt.options import PATH, SOME_UNUSABLE, combine, fail, with_machine, with_seen
+from evoprompt.options import OUT_FILE, OUT_FOLDER, PATH, SOME_UNUSABLE, combine, fail, with_machine, with_seen
 
 if TYPE_CHECKING:
     from evoprompt.measuring import Request
+
+STATISTICS = ("srcc", "plcc", "krcc", "plcc_logistic4")
+"""What a sequence of domains may be summarised by."""
 
 with_protocol = combine(
     click.option("--lower-better", is_flag=True, help="The human scores are better when lower (DMOS)."),
@@ -34,7 +37,7 @@ with_protocol = combine(
 @click.command()
 @click.argument("prompts", nargs=-1)
 @click.option("--eval-mos", type=PATH, help="Images and human scores; not needed for a scores.csv that has them.")
-@click.option("-o", "--out", type=PATH, help="Folder for evaluation.json, scores.csv, table.md and table.tex.")
+@click.option("-o", "--out", type=OUT_FOLDER, help="Folder for evaluation.json, scores.csv, table.md and table.tex.")
 @with_protocol
 def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **options: Any) -> None:
     """Agreement with human scores: SRCC, PLCC, KRCC, RMSE with intervals.
@@ -47,8 +50,8 @@ def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **option
     from evoprompt.result_tables import document
     from evoprompt.tracking import Console
 
-    console = Console()
-    measured = measure(request_of(prompts, **options), console)
+    console, request = Console(), request_of(prompts, **options)
+    measured = measure(request, console)
     if out:
         write_results(out, "evaluation", measured.body, measured.target, measured.columns)
     console.say(said(measured.body))
@@ -59,7 +62,9 @@ def evaluate(prompts: tuple[str, ...], out: Path | None, as_json: bool, **option
 @click.command()
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--eval-mos", type=PATH, help="Images and human scores; not needed for a scores.csv that has them.")
-@click.option("-o", "--out", type=PATH, help="Folder for comparison.json and .html, scores.csv, table.md and .tex.")
+@click.option(
+    "-o", "--out", type=OUT_FOLDER, help="Folder for comparison.json and .html, scores.csv, table.md and .tex."
+)
 @click.option(
     "--vote-pairs",
     default=2000,
@@ -80,8 +85,7 @@ def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int, as_json
     from evoprompt.runs import write_text
     from evoprompt.tracking import Console
 
-    console = Console()
-    request = request_of(prompts, vote_pairs=vote_pairs, **options)
+    console, request = Console(), request_of(prompts, vote_pairs=vote_pairs, **options)
     measured = measure(request, console)
     body = measured.body
     body["shares"] = gain_shares(measured.target, measured.columns, request.protocol)
@@ -96,7 +100,7 @@ def compare(prompts: tuple[str, ...], out: Path | None, vote_pairs: int, as_json
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, help="Markdown file to write the table to, too.")
+@click.option("-o", "--out", type=OUT_FILE, help="Markdown file to write the table to, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def aggregate(results: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Median, mean and standard deviation over seeds and splits.
@@ -124,8 +128,8 @@ def aggregate(results: tuple[Path, ...], out: Path | None, as_json: bool) -> Non
     type=PATH,
     help="Images and human scores of a domain, in training order; repeatable.",
 )
-@click.option("-o", "--out", type=PATH, help="Folder for continual.json and table.md.")
-@click.option("--statistic", default="srcc", help="srcc, plcc, krcc or plcc_logistic4.")
+@click.option("-o", "--out", type=OUT_FOLDER, help="Folder for continual.json and table.md.")
+@click.option("--statistic", default="srcc", type=click.Choice(STATISTICS), help="What R, ACC, BWT and FWT are of.")
 @with_protocol
 def continual(
     stages: tuple[str, ...], eval_mos: tuple[Path, ...], out: Path | None, statistic: str, as_json: bool, **options: Any
@@ -145,6 +149,11 @@ def continual(
         raise DataError(
             f"{len(stages)} prompts and {len(eval_mos)} domains; give one prompt for each domain, in the order in "
             "which they were trained on."
+        )
+    if eval_mos and any(stage.endswith("=none") or stage == "none" for stage in stages):
+        raise DataError(
+            "the bare judge is no stage of training; it is measured on every domain anyway. Give the prompts only, one "
+            "for each domain."
         )
     if eval_mos:
         request = request_of(stages, eval_mos=None, **options)

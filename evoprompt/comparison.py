@@ -112,16 +112,19 @@ def gain_shares(target: Target, columns: Sequence[Column], protocol: Protocol) -
                 np.mean([seed.draws for seed in seeds], axis=0) - start.draws,
             )
     return [
-        {"label_free": method, "supervised": other, "share": plain(_share(gain, supervised))}
+        {"label_free": method, "supervised": other, "share": plain(_share(gain, supervised, start.reason))}
         for method, gain in gains["label-free"].items()
         for other, supervised in gains["supervised"].items()
     ]
 
 
-def _share(gain: tuple[float, np.ndarray], supervised: tuple[float, np.ndarray]) -> Interval:
+def _share(gain: tuple[float, np.ndarray], supervised: tuple[float, np.ndarray], unbounded: str) -> Interval:
+    """The share; without bounds where ``unbounded`` says why there are none."""
     (value, draws), (whole, whole_draws) = gain, supervised
     if not whole > 0:
         return missing(f"the supervised gain is not positive ({whole:+.3f})")
+    if unbounded:
+        return Interval(value / whole, math.nan, math.nan, unbounded)
     positive = whole_draws > 0
     ratio = np.where(positive, draws / np.where(positive, whole_draws, 1), np.nan)
     interval = percentile_interval(value / whole, ratio)

@@ -77,7 +77,7 @@ class VoteConfig:
     source: Literal["compare", "rate", "both"] = opt("compare", "ask which of two is better, rate each, or both")
     wordings: int = opt(2, "wordings of the question", within="[1, 16]")
     views: int = opt(2, "views of an image (flip, crops)", within="[1, 16]")
-    draws: int = opt(32, "answers drawn a pair; mode sampled only", within="[1, inf)")
+    draws: int = opt(32, "answers drawn a pair from each source of vote.source; mode sampled only", within="[1, inf)")
     min_confidence: float = opt(0.6, "share of the votes a winner needs for its pair to be used", within="[0.5, 1)")
     targets: Literal["hard", "soft"] = opt("hard", "train on the winner, or on the share of votes")
     prompted: bool = opt(True, "vote with the prompt accepted so far; false = the bare judge votes in every round")
@@ -234,9 +234,12 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """12 hex digits over the keys that define a run; rounds and other horizon keys are left out."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that define a run under their dotted names: all but those that may change in a continued run."""
         values = self.flat()
-        identity = {key.name: values[key.name] for key in describe_keys() if not key.horizon}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return {key.name: values[key.name] for key in describe_keys() if not key.horizon}
 
     def differences(self, other: Recipe) -> list[str]:
         """Keys whose values differ, as ``train.lr: 0.05 -> 0.1``, this recipe's value first."""

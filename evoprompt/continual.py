@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evoprompt.errors import DataError
-from evoprompt.result_tables import markdown
+from evoprompt.result_tables import markdown, shown
 
 
 class Continual(NamedTuple):
@@ -114,13 +114,19 @@ def continual_body(evaluations: Sequence[Mapping[str, Any]], statistic: str = "s
 def continual_table(body: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
     """The matrix and its summary in Markdown."""
     heads = ["after stage", *(f"{name} (n = {e['n']})" for name, e in zip(body["domains"], evaluations, strict=True))]
-    rows = [["0: bare judge", *(f"{value:.3f}" for value in body["bare"])]]
-    for number, (name, values) in enumerate(zip(body["stages"], body["matrix"], strict=True), 1):
-        rows.append([f"{number}: {name}", *(f"{value:.3f}" for value in values)])
+    named = [{row["name"]: row for row in e["rows"]} for e in evaluations]
+    bare = [next(row for row in e["rows"] if row["kind"] == "bare") for e in evaluations]
+    rows = [["0: bare judge", *(shown(row[body["statistic"]]) for row in bare)]]
+    for number, name in enumerate(body["stages"], 1):
+        rows.append([f"{number}: {name}", *(shown(by_name[name][body["statistic"]]) for by_name in named)])
     said = [f"{key} {'–' if body[key.lower()] is None else format(body[key.lower()], '+.3f')}" for key in
             ("ACC", "BWT", "FWT", "forgetting")]  # fmt: skip
     splits = "; ".join(f"{e['labels']}: {e['split']}, MOS {e['direction']}" for e in evaluations)
-    head = f"{body['statistic'].upper()} on each domain after each stage. Splits: {splits}."
+    judges = ", ".join(dict.fromkeys(str(e["judge"]) for e in evaluations))
+    head = (
+        f"{body['statistic'].upper()} on each domain after each stage. Brackets: 95 % percentile bootstrap. Splits: "
+        f"{splits}. Judge: {judges}."
+    )
     return "\n\n".join([head, markdown((heads, rows)), ", ".join(said)])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from evoprompt.options import PATH, SOME_UNUSABLE
+from evoprompt.options import OUT_FILE, PATH, SOME_UNUSABLE
 
 
 @click.group()
@@ -51,7 +51,7 @@ def check(
 
 @data.command()
 @click.argument("path", type=PATH)
-@click.option("-o", "--out", type=PATH, help="Split file.  [default: beside the table, used by PATH#test]")
+@click.option("-o", "--out", type=OUT_FILE, help="Split file.  [default: beside the table, used by PATH#test]")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="Another seed, another split.")
 @click.option("--val", default=0.1, type=click.FloatRange(0, 1), help="Share for validation; 0 = no such part.")
 @click.option("--test", default=0.2, type=click.FloatRange(0, 1, min_open=True), help="Share for testing.")

@@ -1,8 +1,8 @@
 """The errors evoprompt raises on purpose, and how sentences count and list things.
 
 Every message says what is wrong with the value and where, what is accepted, and what to do. ``exit_code`` is what the
-command line returns: 2 when nothing was started (a recipe, some data or a judge is unusable), 1 when something failed
-while running.
+command line returns: 2 when nothing was started (a recipe, some data, a judge or a folder is unusable), 1 when
+something failed while running.
 """
 
 from __future__ import annotations
@@ -36,9 +36,15 @@ class JudgeError(EvopromptError, ValueError):
 
 
 class RunError(EvopromptError, RuntimeError):
-    """A run could not start, go on or be resumed."""
+    """A run failed while it was going on."""
 
     exit_code: ClassVar[int] = 1
+
+
+class StartError(RunError):
+    """A run cannot be started, resumed or read as it was asked for; nothing was changed."""
+
+    exit_code: ClassVar[int] = 2
 
 
 def listed(problems: Sequence[str], limit: int = 5) -> str:

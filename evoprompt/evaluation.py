@@ -22,6 +22,7 @@ from evoprompt.runs import write_json
 from evoprompt.score_files import Column, Target
 from evoprompt.soft_labels import soft_labels
 from evoprompt.stats import (
+    LEAST,
     Difference,
     Interval,
     Reading,
@@ -34,6 +35,7 @@ from evoprompt.stats import (
     plcc,
     read,
     srcc,
+    undefined,
 )
 
 if TYPE_CHECKING:
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
 STATISTICS: Mapping[str, Statistic] = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
 MAPPED: Mapping[str, Statistic] = {"plcc_logistic4": plcc4, "plcc_logistic5": plcc5, "rmse_logistic4": rmse4}
 COMPARED = (*STATISTICS, "plcc_logistic4")
-LEAST = 5
-"""Images below which nothing is measured."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class Protocol:
     Attributes:
         n_boot: Bootstrap resamples.
         seed: Of the bootstrap.
-        min_gap: Least difference in MOS of the pairs whose order is counted; None = one standard deviation of the MOS.
+        min_gap: Least difference in MOS of the pairs whose order is counted, at least 0; None = one standard deviation
+            of the MOS.
         ends: Ends of the MOS scale, for distances between distributions; None = as ``scale`` finds them.
     """
 
@@ -116,6 +117,10 @@ class Protocol:
     seed: int = 0
     min_gap: float | None = None
     ends: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_gap is not None and not self.min_gap >= 0:
+            raise DataError(f"--min-gap {self.min_gap:g} is no difference in MOS; give a number of at least 0.")
 
     def gap(self, mos: np.ndarray) -> float:
         """The least difference in MOS units."""
@@ -153,7 +158,7 @@ def evaluate(
     Raises:
         DataError: with fewer than 5 images, or when all human scores are equal.
     """
-    _check(mos)
+    _check_mos(mos)
     gap = Protocol(min_gap=min_gap).gap(mos)
     asked: dict[str, Statistic] = {**STATISTICS, **MAPPED, "pair_accuracy": pairs_above(gap)}
     how: dict[str, Any] = {"n_boot": n_boot, "seed": seed, "clusters": clusters}
@@ -190,8 +195,9 @@ def evaluate_columns(
         One evaluation a column, and how many images were left out for want of a score.
 
     Raises:
-        DataError: when too few images are left, or two columns have one name.
+        DataError: see ``check_target``; when too few images are left, or two columns have one name.
     """
+    check_target(target, protocol)
     target, columns, left_out = complete(target, columns)
     names = [column.name for column in columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -244,7 +250,7 @@ def measure_on(
         scores, _ = score_labels(judge, [prompt], labels, batch_size, lambda n=1, **_: None)[0]
         if rank():
             return {}
-        _check(labels.mos)
+        _check_mos(labels.mos)
         numbers = {key: bootstrap(statistic, scores, labels.mos, **how) for key, statistic in STATISTICS.items()}
         found = numbers["srcc"]
         if not prompt.origin.round and found.high < 0:
@@ -261,7 +267,22 @@ def measure_on(
     return measure
 
 
-def _check(mos: np.ndarray) -> None:
+def check_target(target: Target, protocol: Protocol) -> None:
+    """Refuse human scores that nothing can be measured on, before anything is scored.
+
+    Raises:
+        DataError: with fewer than 5 images, when all human scores are equal, or when some lie outside their scale.
+    """
+    _check_mos(target.mos)
+    low, high = protocol.scale(target)
+    if outside := int(((target.mos < low) | (target.mos > high)).sum()):
+        raise DataError(
+            f"{outside} of {len(target.mos)} human scores lie outside the scale {low:g}..{high:g} (they go from "
+            f"{target.mos.min():g} to {target.mos.max():g}). Give the scale's ends with --mos-range."
+        )
+
+
+def _check_mos(mos: np.ndarray) -> None:
     if len(mos) < LEAST:
         raise DataError(f"{len(mos)} labelled images are too few for a correlation; give at least {LEAST}.")
     if np.all(mos == mos[0]):
@@ -270,7 +291,7 @@ def _check(mos: np.ndarray) -> None:
 
 def _read(statistic: Statistic, scores: np.ndarray, mos: np.ndarray, how: Mapping[str, Any]) -> Reading:
     reading = read(statistic, scores, mos, **how)
-    if math.isnan(reading.value) and not reading.reason:
+    if math.isnan(reading.value) and not undefined(scores, mos):
         fit = logistic4(scores, mos) if statistic in (plcc4, rmse4) else logistic5(scores, mos)
         return reading._replace(reason=fit.reason or "no two images lie so far apart in MOS")
     return reading
@@ -307,11 +328,6 @@ def _distances(target: Target, column: Column, protocol: Protocol) -> dict[str, 
     if target.std is None or column.levels is None:
         return {}
     low, high = protocol.scale(target)
-    if outside := int(((target.mos < low) | (target.mos > high)).sum()):
-        raise DataError(
-            f"{outside} of {len(target.mos)} human scores lie outside the scale {low:g}..{high:g} (they go from "
-            f"{target.mos.min():g} to {target.mos.max():g}). Give the scale's ends with --mos-range."
-        )
     mean, std = 1 + 4 * (target.mos - low) / (high - low), 4 * target.std / (high - low)
     found = dict(level_distances(soft_labels(mean, std, "interval"), column.levels))
     if (std > 0).all():

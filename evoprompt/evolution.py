@@ -174,8 +174,8 @@ class Evolution:
             raise JudgeError(
                 f"judge {self.judge.id} is not clearly better than a coin at ordering known degradations of these "
                 f"images (votes right in {accuracy:.0%} of {reading.health.ladder_steps} steps, at least {low:.0%} "
-                "with 99 % confidence), so its votes cannot teach. Use another judge, another vote.source or a "
-                "longer ladder, or --force to go on all the same."
+                "with 99 % confidence), so its votes cannot teach. Start a new run with another judge, another "
+                f"vote.source or a longer ladder, or go on with 'evoprompt resume {self.run.path} --force'."
             )
         self._commit(0, start, start, reading, Decision(True, "where the run starts", 0.0, 0.0), {})
 

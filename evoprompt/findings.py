@@ -262,7 +262,9 @@ def _headline(files: RunFiles) -> str:
         none = "no round was accepted" if len(tried) > 1 else "the one round was rejected"
         return f"{so_far}nothing helped: {none}; {files.origin} is as good as anything found here"
     gain = sum(r["metrics"]["gate/gain"] for r in kept)
-    least = f"{'each round ' * (len(kept) > 1)}at least {min(r['metrics']['gate/gain_low'] for r in kept):+.3f}"
+    lows = [r["metrics"]["gate/gain_low"] for r in kept]
+    least = f"{'each round ' * (len(kept) > 1)}at least {min(lows):+.3f}"
+    least = least if all(map(math.isfinite, lows)) else "at least how much, so few images cannot tell"
     fell = _srcc(files, 0)["value"] > _srcc(files, files.now["round"])["value"]
     by = "it helped by the label-free gate but not by human scores" if fell else "it helped"
     if files.supervised:

@@ -400,14 +400,14 @@ def _agreement(scores: dict[int, float], labels: list[PseudoLabel]) -> float:
 
 
 def _triads(groups: list[np.ndarray], labels: list[PseudoLabel]) -> float:
-    """Mean zeta over the groups, each a complete tournament; groups of two have no triads."""
+    """Mean zeta over the groups, each a complete tournament, a tie half a win; groups of two have no triads."""
     zetas: list[float] = []
     shares = iter(labels)
     for group in groups:
         wins = np.zeros((len(group), len(group)))
         for i, j in zip(*np.triu_indices(len(group), 1), strict=True):
-            share = next(shares).share
-            wins[i, j], wins[j, i] = float(share > 0.5), float(share <= 0.5)
+            wins[i, j] = (np.sign(next(shares).share - 0.5) + 1) / 2
+            wins[j, i] = 1 - wins[i, j]
         if len(group) > 2:
             zetas.append(circular_triads(wins).zeta)
     return float(np.mean(zetas)) if zetas else math.nan

@@ -17,9 +17,9 @@ from pyarrow import parquet
 from evoprompt import __version__
 from evoprompt.answers import answers_of
 from evoprompt.catalogue import Catalogue, ImageRecord, write_catalogue
-from evoprompt.config import Recipe, describe_keys
+from evoprompt.config import Recipe, describe_keys, shown
 from evoprompt.containers import absolute, content, exists
-from evoprompt.errors import DataError, EvopromptError, RecipeError, RunError, listed, short
+from evoprompt.errors import DataError, EvopromptError, RecipeError, RunError, StartError, listed, short
 from evoprompt.evolution import Evolution, Measure, now
 from evoprompt.health import split_images
 from evoprompt.images import ImageSet
@@ -185,6 +185,7 @@ def _begin(
     record = {
         "version": __version__,
         "fingerprint": recipe.fingerprint(),
+        "recipe": recipe.identity(),
         "data": images.fingerprint(),
         "images": len(images),
         "judge": {"id": judge.id, "revision": judge.revision, "family": judge.family.name},
@@ -222,7 +223,7 @@ def resume(
     load: Callable[[Recipe], Judge],
     *,
     rounds: int | None = None,
-    overrides: Sequence[str] = (),
+    settings: Sequence[str] = (),
     measure: Callable[[Recipe, Judge], Measure | None] | None = None,
     force: bool = False,
     console: Console | None = None,
@@ -234,28 +235,26 @@ def resume(
         path: the run directory.
         load: loads the judge that a recipe names.
         rounds: new number of rounds; None = as planned.
-        overrides: ``KEY=VALUE`` of keys that do not define the run, see ``Recipe.fingerprint``.
+        settings: ``key=value`` of other keys that may change in a continued run, see ``Recipe.identity``.
         measure: makes the ``measure`` of ``Evolution``.
         force: go on with a judge whose votes are at chance.
         console: for people.
         mirror: takes the metrics of each round.
 
     Raises:
-        RecipeError: when an override is not usable, or would make it another run.
-        RunError: when images, judge or version are not those of the run, or it is in use.
+        StartError: when recipe, images, judge or version are not those of the run, or it is in use.
+        RunError: when training fails.
     """
     with _held(lambda: Run.open(path), path) as run:
-        changes = [*overrides, *([] if rounds is None else [f"rounds={rounds}"])]
-        recipe = _continued(path, changes)
+        recipe = load_recipe(path / "recipe.yaml", settings)
+        recipe = recipe if rounds is None else replace(recipe, rounds=rounds)
+        _same_recipe(run, recipe)
         done = len(run.rounds()) - 1
         if recipe.rounds < done:
-            raise RunError(
-                f"{path} already has {done} rounds; --rounds {recipe.rounds} is fewer. Rounds can only be added."
-            )
-        if changes:
-            if run.writes:
-                write_text(path / "recipe.yaml", recipe.to_yaml())
-            run.save(rounds=recipe.rounds)
+            raise StartError(f"{path} already has {done} rounds; {recipe.rounds} is fewer. Rounds can only be added.")
+        if run.writes:
+            write_text(path / "recipe.yaml", recipe.to_yaml())
+        run.save(rounds=recipe.rounds)
         images = _load_images(path / "images.parquet")
         sets = _load_sets(path / "mos.parquet") if (path / "mos.parquet").is_file() else ()
         judge = load(recipe)
@@ -276,20 +275,6 @@ def resume(
         )
         _go(evolution, mirror)
     return path
-
-
-def _continued(path: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a run, with other values of keys that may change while it lasts."""
-    recipe = load_recipe(path / "recipe.yaml")
-    other = load_recipe(path / "recipe.yaml", overrides)
-    if other.fingerprint() != recipe.fingerprint():
-        free = [key.name for key in describe_keys() if key.horizon]
-        changed = [change for change in recipe.differences(other) if change.partition(":")[0] not in free]
-        raise RecipeError(
-            f"{listed(changed)} would make {path} another run; what may change is {', '.join(free)}. "
-            f"Start a new run, with --init-prompt {path} to begin at its prompt."
-        )
-    return other
 
 
 def plan_lines(
@@ -341,10 +326,12 @@ def _go(evolution: Evolution, mirror: Mirror | None) -> None:
     except KeyboardInterrupt:
         run.save(status="interrupted")
         raise
+    except EvopromptError as error:
+        run.save(status="failed", error=str(error))
+        raise
     except Exception as error:
-        alone = world() == 1 or isinstance(error, EvopromptError | torch.OutOfMemoryError)
-        if alone or not isinstance(error, RuntimeError):
-            run.save(status="failed", error=str(error))
+        if world() == 1 or isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+            run.save(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         # Whatever is sent to a process that is gone fails so.
         run.save(status="interrupted")
@@ -354,15 +341,31 @@ def _go(evolution: Evolution, mirror: Mirror | None) -> None:
         ) from error
 
 
+def _same_recipe(run: Run, recipe: Recipe) -> None:
+    """Check that what is to be continued has the recipe it was started with, but for keys that do not define a run."""
+    if recipe.fingerprint() == run.record["fingerprint"]:
+        return
+    changed = ["recipe.yaml was changed"]
+    if "recipe" in run.record:
+        # A key that came into being since the run was started had its default.
+        was = {**{key.name: key.default for key in describe_keys()}, **run.record["recipe"]}
+        changed = [f"{k}: {shown(was[k])} -> {shown(v)}" for k, v in recipe.identity().items() if was[k] != v]
+    if changed:
+        raise StartError(
+            f"{run.path} was started with another recipe: {listed(changed)}. Set that back, or start a new run from "
+            f"its prompt with --init-prompt {run.path}."
+        )
+
+
 def _same_identity(run: Run, judge: Judge) -> None:
     was = run.record["judge"]
     if (judge.id, judge.revision) != (was["id"], was["revision"]):
-        raise RunError(
+        raise StartError(
             f"{run.path} was made with judge {was['id']}@{was['revision']}, this one is {judge.id}@{judge.revision}. "
             f"Start a new run from its prompt with --init-prompt {run.path}."
         )
     if run.record["version"].split(".")[0] != __version__.split(".")[0]:
-        raise RunError(
+        raise StartError(
             f"{run.path} was made with evoprompt {run.record['version']}, this is {__version__}. "
             f"Start a new run from its prompt with --init-prompt {run.path}."
         )
@@ -422,7 +425,7 @@ def _unchanged(records: Catalogue) -> Catalogue:
     """The images of a run, after a look at each.
 
     Raises:
-        RunError: listing the first that are not as they were.
+        StartError: listing the first that are not as they were.
     """
     wrong = [
         f"{record.path} ({'changed' if exists(record.path) else 'missing'})"
@@ -430,7 +433,7 @@ def _unchanged(records: Catalogue) -> Catalogue:
         if not exists(record.path) or hashlib.sha256(content(record.path)).hexdigest() != record.sha256
     ]
     if wrong:
-        raise RunError(
+        raise StartError(
             f"{len(wrong)} of {len(records)} images of this run are not as they were: {listed(wrong)}. "
             "Put them back, or start a new run with --init-prompt."
         )

@@ -6,13 +6,15 @@ numbers, and thousands of resamples are refitted by matrix products: over a grid
 all images.
 
 Centres up to one range of the scores beyond either end and scales from a fiftieth to twenty standard deviations are
-searched: beyond them a curve is a step or a straight line.
+searched: beyond them a curve is a step or a straight line. A few scores far from all others would make that too coarse
+for the rest, so where they make the standard deviation, the same is searched around the middle half of the scores, too.
+A fit may end at a bound, and is then the best of the curves between step and line.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,17 +95,24 @@ def _sigmoid(x: Floats, centre: float, log_scale: float) -> Floats:
     return np.asarray(expit((x - centre) / math.exp(log_scale)))
 
 
-def _bounds(x: Floats) -> list[tuple[float, float]]:
-    """Of the centre and of the logarithm of the scale."""
-    low, high, spread = float(x.min()), float(x.max()), float(x.std())
-    return [(2 * low - high, 2 * high - low), (math.log(spread / 50), math.log(spread * 20))]
+def _boxes(x: Floats) -> list[Floats]:
+    """Ends (2, 2) of centres and log scales to search: by all scores and, where outliers rule, by the middle half."""
+    ends, (first, third) = [(float(x.min()), float(x.max()), float(x.std()))], np.quantile(x, (0.25, 0.75))
+    if 0 < third - first < x.std() / 2:  # it is 1.35 standard deviations of normal scores
+        middle = float(third - first)
+        ends.append((float(first) - middle, float(third) + middle, middle))
+    return [
+        np.array([(2 * low - high, 2 * high - low), (math.log(spread / 50), math.log(spread * 20))])
+        for low, high, spread in ends
+    ]
 
 
 def _search(x: Floats, y: Floats, straight: bool) -> Any:
     """Centre and log scale that explain most of y, as scipy's ``OptimizeResult``."""
-    once, bounds = np.ones((1, len(x))), _bounds(x)
-    places = _grid(bounds, _CENTRES, _SCALES)
-    starts = [places[int(np.argmax(_explained(x, y, once, _sigmoids(x, places), straight)[0]))]]
+    once, boxes = np.ones((1, len(x))), _boxes(x)
+    grids = [_grid(box, _CENTRES, _SCALES) for box in boxes]
+    starts = [grid[int(np.argmax(_explained(x, y, once, _sigmoids(x, grid), straight)[0]))] for grid in grids]
+    bounds = np.stack([np.min(boxes, axis=0)[:, 0], np.max(boxes, axis=0)[:, 1]], axis=1)
     if straight:
         starts.append(_search(x, y, False).x)  # so that the line beside it never makes the curve worse
 
@@ -115,9 +124,10 @@ def _search(x: Floats, y: Floats, straight: bool) -> Any:
     return min(found, key=lambda result: float(result.fun))
 
 
-def _grid(ends: Sequence[tuple[float, float]], n_centres: int, n_scales: int) -> Floats:
-    """Centres and log scales (G, 2) evenly between two ends of each."""
-    centres, scales = np.linspace(*ends[0], n_centres), np.linspace(*ends[1], n_scales)
+def _grid(ends: Floats, n_centres: int, n_scales: int) -> Floats:
+    """Centres and log scales (G, 2) evenly between two ends (2, 2) of each."""
+    (first, last), (finest, widest) = ends.tolist()
+    centres, scales = np.linspace(first, last, n_centres), np.linspace(finest, widest, n_scales)
     return np.array([(centre, scale) for centre in centres for scale in scales])
 
 
@@ -158,9 +168,11 @@ def _refitted(straight: bool) -> Weighted:
     """Share of the variance explained in each resample by the best curve of the grids."""
 
     def weighted(x: Floats, y: Floats, counts: Floats) -> Floats:
-        wide, (centre, scale) = _bounds(x), _search(x, y, straight).x
-        near = [(centre - x.std() / 2, centre + x.std() / 2), (scale - 0.8, scale + 0.8)]
-        curves = _sigmoids(x, [*_grid(wide, _CENTRES, _SCALES), *_grid(near, _FINE, _FINE)])
+        boxes, (centre, scale) = _boxes(x), _search(x, y, straight).x
+        half = math.exp(boxes[-1][1, 0]) * 25  # half the spread that the finest box is made of
+        near = np.array([(centre - half, centre + half), (scale - 0.8, scale + 0.8)])
+        places = [place for box in boxes for place in _grid(box, _CENTRES, _SCALES)]
+        curves = _sigmoids(x, [*places, *_grid(near, _FINE, _FINE)])
         parts = np.array_split(counts, math.ceil(len(counts) * len(curves) / _WORK))
         return np.concatenate([_explained(x, y, part, curves, straight).max(axis=1) for part in parts])
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evoprompt import __version__
-from evoprompt.errors import DataError, listed
-from evoprompt.evaluation import Protocol, complete, evaluate_columns
+from evoprompt.errors import DataError, counted, listed
+from evoprompt.evaluation import Protocol, check_target, complete, evaluate_columns
 from evoprompt.labels import Labels, open_labels, without_seen
 from evoprompt.questions import LEVELS
 from evoprompt.score_files import Column, ScoreFile, Target, read_scores, target_of
@@ -93,11 +93,8 @@ def measure_all(request: Request, sets: Sequence[Path | None], console: Console)
         What came of each set.
     """
     items = _open(request)
-    checked = [_labels(request, items, path, console) for path in sets]
-    return [
-        _measure(replace(request, eval_mos=path), items, labels, console)
-        for path, labels in zip(sets, checked, strict=True)
-    ]
+    checked = [_check(replace(request, eval_mos=path), items, console) for path in sets]
+    return [_measure(items, one, console) for one in checked]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +131,27 @@ def _open(request: Request) -> _Items:
     return _Items(request, files, [("none", None), *prompts])
 
 
-def _labels(request: Request, items: _Items, path: Path | None, console: Console) -> Labels | None:
+@dataclass(frozen=True, eq=False)
+class _Checked:
+    """A set of human scores that can be measured on, and the columns of scores files on its images."""
+
+    request: Request
+    labels: Labels | None
+    target: Target
+    columns: list[Column]
+
+
+def _check(request: Request, items: _Items, console: Console) -> _Checked:
+    """All of a set that can be refused is refused here, before a judge is loaded."""
+    labels = _labels(request, items, console)
+    target = target_of(labels) if labels else _common_target(items.files)
+    check_target(target, request.protocol)
+    return _Checked(request, labels, target, _from_files(items.files, target, labels, items.scored))
+
+
+def _labels(request: Request, items: _Items, console: Console) -> Labels | None:
     """Human scores of a set, less the images that must not be measured on."""
+    path = request.eval_mos
     if path is None:
         if items.scored:
             raise DataError("there are no human scores to hold these prompts against. Give them with --eval-mos.")
@@ -153,10 +169,10 @@ def _labels(request: Request, items: _Items, path: Path | None, console: Console
     return left
 
 
-def _measure(request: Request, items: _Items, labels: Labels | None, console: Console) -> Measured:
-    target = target_of(labels) if labels else _common_target(items.files)
+def _measure(items: _Items, checked: _Checked, console: Console) -> Measured:
+    request, labels, target = checked.request, checked.labels, checked.target
     columns = _score(request, items, labels, console) if labels and items.scored else []
-    columns = _unlike(columns + _from_files(items.files, target, labels, items.scored))
+    columns = _unlike(columns + checked.columns)
     if not any(column.kind == "bare" for column in columns):
         console.say("note     no scores of the bare judge are among these, so there are no differences to it.")
     rows, left_out = evaluate_columns(target, columns, request.protocol)
@@ -167,7 +183,6 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
             f"warning  these human scores look inverted: the bare judge has SRCC {bare:.2f}. If lower is better, add "
             "--lower-better."
         )
-    judge = f"{items.judge.id}@{items.judge.revision}" if items.scored else "none loaded, scores were read from files"
     body = {
         "schema": SCHEMA,
         "version": __version__,
@@ -176,19 +191,29 @@ def _measure(request: Request, items: _Items, labels: Labels | None, console: Co
         "left_out": left_out,
         "split": target.split,
         "direction": target.direction,
-        "seen": request.seen,
-        "judge": judge,
-        "precision": items.judge.precision if items.scored else "",
+        "seen": request.seen if labels else "as the scores file has it",
+        "judge": _of_columns(columns, "judge") or "not stated in the scores file",
+        "precision": _of_columns(columns, "precision"),
         "protocol": _protocol(request.protocol, kept),
         "rows": [row.to_dict() for row in rows],
     }
     return Measured(target, columns, body)
 
 
+def _of_columns(columns: Sequence[Column], key: str) -> str:
+    """The judge or precision of all columns; where they differ, which columns have which; empty when none states it."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        found.setdefault(getattr(column, key), []).append(column.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{value or 'not stated'} for {', '.join(names)}" for value, names in found.items())
+
+
 def _protocol(protocol: Protocol, target: Target) -> dict[str, Any]:
     units = set(target.groups or ())
     single = len(units) in (0, len(target.mos))
-    clusters = "images" if single else f"{len(units)} {target.grouping}s, the images of one together"
+    clusters = "images" if single else f"{counted(len(units), target.grouping)}, the images of one together"
     return {
         "clusters": clusters,
         "n_boot": protocol.n_boot,
@@ -285,7 +310,8 @@ def _score(request: Request, items: _Items, labels: Labels, console: Console) ->
     ]
     if request.vote_pairs:
         columns.insert(1, _voted(request, items.judge, labels, console))
-    return columns
+    judge, precision = f"{items.judge.id}@{items.judge.revision}", items.judge.precision
+    return [replace(column, judge=judge, precision=precision) for column in columns]
 
 
 def _voted(request: Request, judge: Judge, labels: Labels, console: Console) -> Column:

@@ -280,8 +280,8 @@ def heldout_srcc(
         seed: of its bootstrap over images.
 
     Returns:
-        The SRCC, its gain over ``before``, and the lower bound of the gain in the set where it is lowest. NaN when no
-        set has held-out images enough for a correlation.
+        The SRCC, its gain over ``before``, and the lower bound of the gain in the set where it is lowest; NaN when that
+        of any set is not defined. All NaN when no set has held-out images enough for a correlation.
     """
     found = []
     for chosen in sets:
@@ -293,4 +293,4 @@ def heldout_srcc(
     if not found:
         return math.nan, math.nan, math.nan
     values, gains, lows = zip(*found, strict=True)
-    return float(np.mean(values)), float(np.mean(gains)), float(min(lows))
+    return float(np.mean(values)), float(np.mean(gains)), float(np.min(lows))

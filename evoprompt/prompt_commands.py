@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from evoprompt.errors import DataError
-from evoprompt.options import PATH
+from evoprompt.options import OUT_FOLDER, PATH
 from evoprompt.questions import FAMILIES, choose
 
 
@@ -48,7 +48,7 @@ def show(folder: str, as_json: bool) -> None:
 @click.option("--judge", default="MAGAer13/mplug-owl2-llama2-7b", help="The judge it was trained with.")
 @click.option("--family", default="owl2", type=click.Choice(list(FAMILIES)), help="How that judge is asked.")
 @click.option("--question", default="good-fine", help="The question it was trained on.")
-@click.option("-o", "--out", required=True, type=PATH, help="Prompt folder to write, new or empty.")
+@click.option("-o", "--out", required=True, type=OUT_FOLDER, help="Prompt folder to write, new or empty.")
 def import_prompt(
     file: Path, kind: str, size: int, place: str, image_size: int, judge: str, family: str, question: str, out: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from evoprompt.errors import DataError
@@ -191,7 +191,8 @@ class PixelPrompt(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, and ``seen.txt`` with the hashes of the images used."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"theta": self.theta.detach().cpu().contiguous()}, folder / "model.safetensors")
+        # Not save_file, which leaves a file that nobody else may read.
+        (folder / "model.safetensors").write_bytes(save({"theta": self.theta.detach().cpu().contiguous()}))
         body = {"schema": SCHEMA, "prompt": asdict(self.config), "sha": self.sha(), "origin": self.origin.facts()}
         (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         fresh = folder / ".seen.txt.tmp"  # what is written may be read from seen.txt itself
@@ -204,18 +205,21 @@ class PixelPrompt(nn.Module):
         """Read what ``save`` wrote.
 
         Raises:
-            DataError: when files are missing, broken or do not belong together.
+            DataError: when files are missing, broken, of a newer version or do not belong together.
         """
         for name in ("config.json", "model.safetensors", "seen.txt"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder} is not a prompt folder: {name} is missing. Give a run or a prompt folder.")
         try:
             body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if body["schema"] > SCHEMA:
+                raise DataError(f"{folder} was written by a newer evoprompt. Install that version or a later one.")
+            sha = body["sha"]
             config = PromptConfig(**body["prompt"])
             origin = dict(body["origin"], score_range=tuple(body["origin"]["score_range"]))
             prompt = cls(config, Origin(**origin, seen=SeenFile(folder / "seen.txt")))
             theta = load_file(folder / "model.safetensors")["theta"]
-        except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a prompt ({error}). Export or download it again.") from error
         if theta.shape != prompt.theta.shape:
             raise DataError(
@@ -224,6 +228,6 @@ class PixelPrompt(nn.Module):
             )
         with torch.no_grad():
             prompt.theta.copy_(theta)
-        if prompt.sha() != body["sha"]:
+        if prompt.sha() != sha:
             raise DataError(f"{folder}: the values do not match the hash in config.json. The folder was changed.")
         return prompt

@@ -112,12 +112,12 @@ def reasons(body: Mapping[str, Any]) -> list[str]:
         for row in body["rows"]
         if (row["srcc"]["value"] or 0) < 0 and row.get("plcc_logistic4")
     ]
-    return falling + [
-        f"{row['name']}, {key}: {value['reason']}"
-        for row in body["rows"]
-        for key, value in row.items()
-        if isinstance(value, Mapping) and value.get("reason")
-    ]
+    same: dict[tuple[str, str], list[str]] = {}
+    for row in body["rows"]:
+        for key, value in row.items():
+            if isinstance(value, Mapping) and value.get("reason"):
+                same.setdefault((row["name"], value["reason"]), []).append(key)
+    return falling + [f"{name}, {', '.join(keys)}: {reason}" for (name, reason), keys in same.items()]
 
 
 def markdown(table: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:

@@ -103,7 +103,7 @@ def _run(
     """Make a run, alone or as one of several processes of a job."""
     recipe = recipe_of(ctx)
     first = (*sources, *train_mos)[0].resolve()
-    out = options["out"] or Path("runs") / (first.stem if first.suffix else first.name)
+    out = options["out"] or Path("runs") / (first.stem if first.is_file() else first.name)
     from evoprompt.runs import check_new
 
     check_new(out)
@@ -188,28 +188,39 @@ def _run_on(
 @click.option(
     "-s",
     "--set",
-    "overrides",
+    "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a key that does not define the run, such as judge.checkpointing; repeatable.",
+    help="Change a key that does not define the run, such as eval.batch_size; repeatable.",
 )
-def resume(run: Path, rounds: int | None, overrides: tuple[str, ...]) -> None:
+@click.option("--force", is_flag=True, help="Go on with a judge whose votes are at chance.")
+def resume(run: Path, rounds: int | None, settings: tuple[str, ...], force: bool) -> None:
     """Continue an interrupted run, or extend a finished one."""
     from evoprompt.runs import read_record
     from evoprompt.tracking import Console
 
     record = read_record(run)
-    if record["status"] == "finished" and (rounds is None or rounds == record["rounds"]):
+    settings = settings if rounds is None else (*settings, f"rounds={rounds}")
+    recipe = load_recipe(run / "recipe.yaml", settings)
+    if record["status"] == "finished" and recipe.rounds == record["rounds"]:
         Console().say(f"{run} is finished: {record['rounds']} rounds. Extend it with --rounds.")
         return
+    # A run that was made from Python has no options of a command.
+    made = {"device": record["device"], "track": "none", "force": False, **record.get("options", {})}
+    made["force"] |= force
     from evoprompt.processes import joined
 
-    with _ended_politely(), joined(record["options"]["device"]) as device:
-        _resume_on(device, run, rounds, overrides, record)
+    with _ended_politely(), joined(made["device"]) as device:
+        _resume_on(device, run, recipe, settings, made, record.get("eval"))
 
 
 def _resume_on(
-    device: str, run: Path, rounds: int | None, overrides: tuple[str, ...], record: Mapping[str, Any]
+    device: str,
+    run: Path,
+    recipe: Recipe,
+    settings: tuple[str, ...],
+    options: Mapping[str, Any],
+    evaluated: Mapping[str, Any] | None,
 ) -> None:
     """Continue a run, alone or as one of several processes of a job."""
     from evoprompt.evaluation import measure_on
@@ -219,32 +230,25 @@ def _resume_on(
     from evoprompt.session import finish, open_judge, open_mirror, seen_by, unseen
     from evoprompt.tracking import Console
 
-    console, options = Console(quiet=rank() > 0), record["options"]
+    console = Console(quiet=rank() > 0)
 
     def measure(recipe: Recipe, judge: Judge) -> Any:
-        if not record["eval"]:
+        if not evaluated:
             return None
-        labels = open_labels(Path(record["eval"]["path"]), console)
-        labels = unseen(labels, seen_by(run), record["eval"]["seen"], console)
+        labels = open_labels(Path(evaluated["path"]), console)
+        labels = unseen(labels, seen_by(run), evaluated["seen"], console)
         return measure_on(judge, labels, recipe.eval.batch_size, console.say)
 
     def load(recipe: Recipe) -> Judge:
         with first_of_machine():
             return open_judge(recipe, device, console)
 
-    mirror = open_mirror("none" if rank() else options["track"], run, load_recipe(str(run / "recipe.yaml")), console)
+    mirror = open_mirror("none" if rank() else options["track"], run, recipe, console)
     finish(
         run,
         console,
         lambda: carry_on(
-            run,
-            load,
-            rounds=rounds,
-            overrides=overrides,
-            measure=measure,
-            force=options["force"],
-            console=console,
-            mirror=mirror,
+            run, load, settings=settings, measure=measure, force=options["force"], console=console, mirror=mirror
         ),
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evoprompt.errors import RunError
+from evoprompt.errors import StartError
 
 SCHEMA = 1
 # Stages of a round. A draw is named by (seed, round, stage, index): no generator state is saved, so none can be lost.
@@ -28,7 +30,20 @@ def stream(*coordinates: int) -> np.random.Generator:
 
 def write_json(path: Path, body: Any) -> None:
     """Write JSON so that the file is either the old one or the new one, never half of it."""
-    write_text(path, json.dumps(body, indent=2) + "\n")
+    write_text(path, as_json(body, indent=2) + "\n")
+
+
+def as_json(body: Any, indent: int | None = None) -> str:
+    """JSON as its standard has it: a number that is not finite is null, for NaN and Infinity few programs can read."""
+    return json.dumps(_finite(body), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,7 +79,7 @@ class Run:
             recipe: the resolved recipe as YAML.
 
         Raises:
-            RunError: when the folder is in use.
+            StartError: when the folder is in use.
         """
         check_new(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +95,7 @@ class Run:
         """Take an existing run directory to continue it.
 
         Raises:
-            RunError: when there is none, its schema is newer, or another process holds it.
+            StartError: when there is none, its schema is newer, or another process holds it.
         """
         run = cls(path, read_record(path))
         run._lock()
@@ -129,19 +144,21 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_json(folder / "round.json", record)
         os.replace(folder, self.round_path(number))
-        self.settle()
+        # What a kill leaves undone from here on is done by settle when the run is resumed.
+        append_lines(self.path / "metrics.jsonl", _metric_lines(self.round_path(number), record))
+        if record["accepted"]:
+            self._settle_prompt(number)
+            self.save(accepted_round=number)
 
     def settle(self) -> None:
-        """Bring what is derived from the rounds (run.json, prompt/, metrics.jsonl) in line with them."""
+        """Bring what is derived from the rounds (run.json, prompt/, metrics.jsonl) in line with all of them."""
         if not self.writes:
             return
         rounds = self.rounds()
         accepted = max((r["round"] for r in rounds if r["accepted"]), default=0)
         self._settle_prompt(accepted)
-        lines = [
-            json.dumps(line) for record in rounds for line in _metric_lines(self.round_path(record["round"]), record)
-        ]
-        write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        lines = [line for record in rounds for line in _metric_lines(self.round_path(record["round"]), record)]
+        write_lines(self.path / "metrics.jsonl", lines)
         self.save(accepted_round=accepted)
 
     def _settle_prompt(self, accepted: int) -> None:
@@ -163,59 +180,123 @@ class Run:
                     file.write(json.dumps(mine))
                 return
             except FileExistsError:
-                held = json.loads(lock.read_text(encoding="utf-8") or "{}")
-                # Locks of dead processes on this machine are left over from a kill; of other machines we cannot know.
-                if held and (held["host"] != mine["host"] or _alive(int(held["pid"]))):
-                    raise RunError(
-                        f"{self.path} is in use by process {held['pid']} on host {held['host']} since {held['since']}. "
-                        f"Wait for it, or remove {lock} if that process is gone."
-                    ) from None
-                lock.unlink(missing_ok=True)
+                _give_way(lock)
+
+
+def _give_way(lock: Path) -> None:
+    """Remove a lock left over from a kill; stop at one that may be held.
+
+    Raises:
+        StartError: when its process lives, is on another machine, or is not known.
+    """
+    try:
+        text = lock.read_text(encoding="utf-8")
+        held = json.loads(text)
+        pid, host, since = int(held["pid"]), str(held["host"]), str(held["since"])
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        # Also while another process is just writing it.
+        raise StartError(
+            f"{lock} does not say which process holds {lock.parent}. Remove it if no process writes there."
+        ) from error
+    # Locks of dead processes on this machine are left over from a kill; of other machines we cannot know.
+    if host != socket.gethostname() or _alive(pid):
+        raise StartError(
+            f"{lock.parent} is in use by process {pid} on host {host} since {since}. "
+            f"Wait for it, or remove {lock} if that process is gone."
+        )
+    aside = lock.with_name(f".lock.{os.getpid()}")
+    try:
+        os.replace(lock, aside)
+    except FileNotFoundError:
+        return
+    if aside.read_text(encoding="utf-8") == text:
+        aside.unlink()
+    else:
+        os.replace(aside, lock)  # another process was faster, and this lock is its own
 
 
 def check_new(path: Path) -> None:
-    """Check that a run can be made at this path: it does not exist, or is an empty folder.
+    """Check that a run can be made at this path: it does not exist, or is an empty folder, and can be written to.
 
     Raises:
-        RunError: with what is there.
+        StartError: with what is there.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        check_place(path)
         return
     if (path / "run.json").is_file():
-        raise RunError(
+        raise StartError(
             f"{path} already holds a run. Continue it with 'evoprompt resume {path}', or choose a new --out."
         )
-    raise RunError(f"{path} is not an empty folder. Choose a new one with --out.")
+    raise StartError(f"{path} is not an empty folder. Choose a new one with --out.")
+
+
+def check_place(folder: Path) -> None:
+    """Check that files can be written in a folder, or in what is there of its parents.
+
+    Raises:
+        StartError: with the reason.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise StartError(
+            f"nothing can be written in {folder} ({there}: {error.strerror}). Choose another place with --out."
+        ) from error
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The content of ``run.json``.
 
     Raises:
-        RunError: when the folder is not a run or was written by a newer version.
+        StartError: when the folder is not a run, is damaged or was written by a newer version.
     """
     if not (path / "run.json").is_file():
-        raise RunError(
+        raise StartError(
             f"{path} is not a run: it has no run.json. Give the folder that was --out of 'evoprompt evolve'."
         )
-    record: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    record = _read_record(path / "run.json", ("schema", "version"))
     if record["schema"] > SCHEMA:
-        raise RunError(
+        raise StartError(
             f"{path} was written by a newer evoprompt ({record['version']}). Install that version or a later one."
         )
     return record
 
 
 def read_rounds(path: Path) -> list[dict[str, Any]]:
-    """The records of the published rounds of a run, in order."""
-    found = sorted(p for p in (path / "rounds").glob("[0-9][0-9][0-9]*") if p.is_dir())
-    return [json.loads((p / "round.json").read_text(encoding="utf-8")) for p in found]
+    """The records of the published rounds of a run, in order; a metric that is not defined is NaN.
+
+    Raises:
+        StartError: naming a record that is damaged.
+    """
+    found = [p for p in (path / "rounds").iterdir() if p.name.isdigit()] if (path / "rounds").is_dir() else []
+    records = [
+        _read_record(p / "round.json", ("round", "accepted", "metrics"))
+        for p in sorted(found, key=lambda p: int(p.name))
+    ]
+    for record in records:
+        record["metrics"] = {key: math.nan if value is None else value for key, value in record["metrics"].items()}
+    return records
+
+
+def _read_record(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON object that has these keys."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            record[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StartError(f"{path} is damaged ({error}). Put back a copy of it, or start a new run.") from error
+    return record
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append JSON lines and force them to disk."""
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(as_json(row) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
 
@@ -230,7 +311,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write JSON lines in place of a file."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(as_json(row) + "\n" for row in rows))
 
 
 def _metric_lines(folder: Path, record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from evoprompt.options import PATH, PROMPT_HELP, SOME_UNUSABLE, fail, with_machine
+from evoprompt.options import OUT_FILE, PATH, PROMPT_HELP, SOME_UNUSABLE, fail, with_machine
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
-@click.option("-o", "--out", type=PATH, help="CSV file to write; default: stdout.")
+@click.option("-o", "--out", type=OUT_FILE, help="CSV file to write; default: stdout.")
 @click.option(
     "--anchors",
     help="Compare with the first five images of this source instead of rating; none = rate.  "

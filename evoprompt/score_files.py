@@ -19,7 +19,7 @@ from evoprompt.errors import DataError, counted, listed
 from evoprompt.labels import Labels
 from evoprompt.questions import LEVELS
 from evoprompt.runs import write_text
-from evoprompt.tables import Table, read_table
+from evoprompt.tables import Table, match_images, read_table
 
 Floats = NDArray[np.float64]
 KINDS = ("bare", "votes", "label-free", "mixed", "supervised", "control", "other")
@@ -82,6 +82,8 @@ class Column:
         scores: (N,) any scale, higher is better; NaN where there is none.
         kind: One of ``KINDS``.
         method: What it is one seed of; the name unless several prompts were given one name.
+        judge: Id and revision of the judge that gave them; empty when that is not known.
+        precision: What its weights were, such as "bfloat16, 8bit"; empty when that is not known.
         levels: (N, 5) predicted level distribution, or None.
         seen: (N,) whether the prompt was trained on the image; None when that is not known.
     """
@@ -90,6 +92,8 @@ class Column:
     scores: Floats
     kind: str = "other"
     method: str = ""
+    judge: str = ""
+    precision: str = ""
     levels: Floats | None = None
     seen: NDArray[np.bool_] | None = None
 
@@ -113,23 +117,16 @@ class ScoreFile:
     def on(self, names: Sequence[str], paths: Sequence[Path]) -> list[Column]:
         """The columns in the order of other images.
 
-        Images are matched by name, then by path, then by file name where that is unique.
+        Images are matched by name, then by path, then by file name where that is unique on both sides.
 
         Args:
             names: What the images are called there.
             paths: Where they lie; as many.
 
         Raises:
-            DataError: when images have no row.
+            DataError: when images have no row, or it is not clear which.
         """
-        places = {str(Path(name).resolve()): row for row, name in enumerate(self.images)}
-        bare = [Path(name).name for name in self.images]
-        unique = {name: row for row, name in enumerate(bare) if bare.count(name) == 1} if len(bare) < 20_000 else {}
-        exact = {name: row for row, name in enumerate(self.images)}
-        found = [
-            exact.get(name, places.get(str(path.resolve()), unique.get(path.name)))
-            for name, path in zip(names, paths, strict=True)
-        ]
+        found = match_images(self.path, self.images, names, paths)
         lost = [name for name, row in zip(names, found, strict=True) if row is None]
         if lost:
             raise DataError(
@@ -154,7 +151,7 @@ def target_of(labels: Labels) -> Target:
         groups=labels.groups,
         factors=factors,
         ends=labels.range,
-        split=f"{split}; LEAKY: {labels.leaky.rstrip('.')}" if labels.leaky else split,
+        split=f"{split}; LEAKY: {labels.leaky.removeprefix('leaky: ').rstrip('.')}" if labels.leaky else split,
         grouping=labels.grouping or "group",
         direction="lower was better, negated" if labels.lower_better else "higher is better",
     )
@@ -171,13 +168,14 @@ def write_scores(path: Path, target: Target, columns: Sequence[Column]) -> None:
         fixed["mos_range"] = ["{!r}..{!r}".format(*map(float, target.ends))] * len(target.images)
     if target.groups is not None:
         fixed[target.grouping] = target.groups
-    fixed |= {**target.factors, "split": [target.split] * len(target.images)}
-    writer.writerow([*fixed, "prompt", "kind", "method", "seen", "score", *PREDICTED])
+    fixed |= target.factors
+    fixed |= {name: [getattr(target, name)] * len(target.images) for name in ("split", "direction")}
+    writer.writerow([*fixed, "prompt", "kind", "method", "judge", "precision", "seen", "score", *PREDICTED])
     for column in columns:
         n = len(target.images)
         seen = [""] * n if column.seen is None else [str(int(value)) for value in column.seen]
         levels = [[""] * 5] * n if column.levels is None else [_shown(row) for row in column.levels]
-        own = (column.name, column.kind, column.method or column.name)
+        own = (column.name, column.kind, column.method or column.name, column.judge, column.precision)
         for row, score in enumerate(_shown(column.scores)):
             writer.writerow([*(values[row] for values in fixed.values()), *own, seen[row], score, *levels[row]])
     write_text(path, text.getvalue())
@@ -191,12 +189,13 @@ def read_scores(path: Path) -> ScoreFile:
     """Read a scores file of ``evaluate`` or ``compare``, the CSV of ``score``, or any CSV with image and score.
 
     Columns besides ``image`` and ``score``, all optional: ``prompt`` (several may be in one file), ``kind``,
-    ``method``, ``seen``, ``p_bad`` to ``p_excellent``; ``mos`` (higher is better), ``std``, ``mos_range``,
-    ``reference``, ``text prompt`` or ``group``, ``distortion``, ``level``, ``split``. An empty score is a missing
-    value.
+    ``method``, ``judge``, ``precision``, ``seen``, ``p_bad`` to ``p_excellent``; ``mos`` (higher is better), ``std``,
+    ``mos_range``, ``reference``, ``text prompt`` or ``group``, ``distortion``, ``level``, ``split``, ``direction`` (of
+    the human scores before they were put here). An empty score is a missing value.
 
     Raises:
-        DataError: columns are missing, cells are not numbers, an image comes twice, or prompts have different images.
+        DataError: columns are missing, cells are not numbers, an image comes twice, or prompts have different images or
+            different human scores of them.
     """
     table = read_table(path)
     names = table.image_names()
@@ -216,7 +215,16 @@ def read_scores(path: Path) -> ScoreFile:
             f"{path}: {listed(uneven)} and {first} have scores of different images. Score all prompts on the same ones."
         )
     columns = tuple(_column(table, prompt, [rows[name] for name in images]) for prompt, rows in blocks.items())
-    target = _target(table, list(images.values())) if table.find(("mos",)) is not None else None
+    if table.find(("mos",)) is None:
+        return ScoreFile(path, tuple(images), columns, None)
+    target = _target(table, list(images.values()))
+    for prompt, rows in blocks.items():
+        mos = _numbers(table, "mos", [rows[name] for name in images])
+        if wrong := [name for name, one, other in zip(images, target.mos, mos, strict=True) if one != other]:
+            raise DataError(
+                f"{path}: {first} and {prompt} have different human scores of {counted(len(wrong), 'image')}: "
+                f"{listed(wrong)}. Give every image one, the same in all its rows."
+            )
     return ScoreFile(path, tuple(images), columns, target)
 
 
@@ -225,13 +233,15 @@ def _column(table: Table, prompt: str, rows: Sequence[int]) -> Column:
     if kind not in KINDS:
         line = table.lines[rows[0]]
         raise DataError(f"{table.path} line {line}: kind '{kind}' is not known; use one of {', '.join(KINDS)}.")
-    method, seen = _texts(table, "method"), _texts(table, "seen")
+    method, judge, precision, seen = (_texts(table, key) for key in ("method", "judge", "precision", "seen"))
     told = seen is not None and all(seen[row] in ("0", "1") for row in rows)
     levels = _matrix(table, PREDICTED, rows)
     return Column(
         name=prompt,
         kind=kind,
         method=method[rows[0]] if method else prompt,
+        judge=judge[rows[0]] if judge else "",
+        precision=precision[rows[0]] if precision else "",
         scores=_numbers(table, "score", rows, gaps=True),
         levels=None if levels is None or np.isnan(levels).any() else levels,
         seen=np.array([seen[row] == "1" for row in rows]) if seen is not None and told else None,
@@ -245,7 +255,7 @@ def _target(table: Table, rows: Sequence[int]) -> Target:
 
     names, factors = table.image_names(), {name: words(name) for name in FACTORS}
     grouping = next((name for name in GROUPINGS if table.find((name,)) is not None), "group")
-    split, ends = words("split"), words("mos_range")
+    split, ends, direction = words("split"), words("mos_range"), words("direction")
     return Target(
         images=tuple(names[row] for row in rows),
         mos=_numbers(table, "mos", rows),
@@ -255,6 +265,7 @@ def _target(table: Table, rows: Sequence[int]) -> Target:
         factors={name: values for name, values in factors.items() if values is not None},
         ends=scale_ends(ends[0], f"{table.path} column 'mos_range'") if ends else None,
         split=split[0] if split else "none, all images as given",
+        direction=direction[0] if direction else "higher is better in the scores file",
     )
 
 

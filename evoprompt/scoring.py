@@ -20,7 +20,7 @@ from evoprompt.anchors import AnchorRater, Anchors, find_anchors
 from evoprompt.config import FEWER_BITS, PixelConfig, shown
 from evoprompt.errors import DataError, RecipeError, listed
 from evoprompt.images import as_rgb, fit_image, read_image
-from evoprompt.judge import NANO, Judge, load_judge, to_pixels
+from evoprompt.judge import NANO, Judge, OwlJudge, load_judge, to_pixels
 from evoprompt.labels import Labels
 from evoprompt.processes import in_turns, rank, world
 from evoprompt.prompts import PixelPrompt, PromptConfig
@@ -194,9 +194,11 @@ class Scorer:
             if done is not None:
                 done(len(batch))
 
-    def _fitted(self, given: tuple[str, Image.Image | None]) -> tuple[str, np.ndarray | str]:
+    def _fitted(self, given: tuple[str, Image.Image | str | None]) -> tuple[str, np.ndarray | str]:
         """Name and views (V, 3, S, S) of an image, or what is wrong with it."""
         name, picture = given
+        if isinstance(picture, str):
+            return name, picture
         try:
             opened = read_image(Path(name)) if picture is None else picture
             return name, fit_image(opened, self.judge.family.fit, self.judge.image_size, self.judge.family.views)
@@ -256,7 +258,7 @@ def _from_hub(name: str) -> Path:
     )
 
 
-def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: str, dtype: str) -> Judge:
+def judge_for(prompts: Sequence[PixelPrompt | None], name: str | None, device: str, dtype: str) -> OwlJudge:
     """The judge that these prompts belong to, loaded as it was when they were trained.
 
     Args:
@@ -342,11 +344,16 @@ def _hub_revision(name: str, revision: str | None) -> str | None:
     return None if name == NANO or Path(name).exists() else revision
 
 
-def _pictures(image: Picture) -> list[tuple[str, Image.Image | None]]:
+def _pictures(image: Picture) -> list[tuple[str, Image.Image | str | None]]:
+    """Names and images, those of a path still to be read; text says what is wrong with one."""
     if isinstance(image, str | Path):
         return [(str(image), None)]
     if isinstance(image, Image.Image):
-        return [(getattr(image, "filename", "") or "image", as_rgb(image))]
+        name = getattr(image, "filename", "") or "image"
+        try:
+            return [(name, as_rgb(image))]
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads a file only when its pixels are asked for
+            return [(name, f"image {name} cannot be read ({error}). Replace or remove it.")]
     shape = tuple(image.shape)
     if image.ndim not in (3, 4) or shape[-3] != 3 or not image.is_floating_point():
         raise DataError(

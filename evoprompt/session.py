@@ -15,8 +15,9 @@ from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, OwlJudge, load_judge
 from evoprompt.labels import Labels, without_seen
 from evoprompt.processes import rank
-from evoprompt.prompts import SeenFile
+from evoprompt.prompts import PixelPrompt, SeenFile
 from evoprompt.report import verdict, write_report
+from evoprompt.scoring import judge_for
 from evoprompt.tracking import Console, Mirror, start_mirror
 from evoprompt.voting import check_vote
 
@@ -42,8 +43,19 @@ def open_judge(recipe: Recipe, device: str, console: Console) -> OwlJudge:
         wanted.id, wanted.revision, wanted.family, wanted.dtype, device, wanted.question, wanted.preprocess,
         wanted.quantization, wanted.checkpointing, wanted.compile, recipe.eval.memory_mib,
     )  # fmt: skip
+    return _introduced(loaded, recipe, console)
+
+
+def open_judge_of(
+    prompt: PixelPrompt, name: str | None, recipe: Recipe, device: str, dtype: str, console: Console
+) -> OwlJudge:
+    """Load the judge a prompt belongs to, see ``scoring.judge_for``, for the votes of a recipe, and say what it is."""
+    return _introduced(judge_for([prompt], name, device, dtype), recipe, console)
+
+
+def _introduced(loaded: OwlJudge, recipe: Recipe, console: Console) -> OwlJudge:
     total = sum(p.numel() for p in loaded.model.parameters())
-    note = ", the small embedded judge (docs/nano.md says what it can do)" if wanted.id == NANO else ""
+    note = ", the small embedded judge (docs/nano.md says what it can do)" if loaded.id == NANO else ""
     check_vote(recipe.vote, loaded)
     console.say(
         f"judge    {loaded.id}@{loaded.revision}{note}; {loaded.precision}, {loaded.device}; "

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
 
+from evoprompt.errors import counted
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[ArrayLike, ArrayLike], float]
 Weighted = Callable[[Floats, Floats, Floats], Floats]
@@ -25,6 +27,8 @@ Weighted = Callable[[Floats, Floats, Floats], Floats]
 
 _CHUNK = 4_000_000  # array elements worked on at a time, about 32 MB
 _MAX_UNDEFINED = 0.05  # share of resamples without a value above which no interval is given
+LEAST = 5
+"""Images below which nothing is measured, and clusters of images drawn together below which no interval is given."""
 
 
 class Interval(NamedTuple):
@@ -44,7 +48,7 @@ class Difference(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A statistic on the images, on every resample of them (R,), and why it has no value if it has none."""
+    """A statistic on the images, on every resample of them (R,), and why it has no value, or no bounds, if so."""
 
     value: float
     draws: Floats
@@ -52,12 +56,14 @@ class Reading(NamedTuple):
 
     def interval(self, level: float = 0.95) -> Interval:
         """The value with percentile bounds; bounds are NaN if over 5 % of the resamples have no value."""
-        return missing(self.reason) if self.reason else percentile_interval(self.value, self.draws, level)
+        if self.reason:
+            return Interval(self.value, math.nan, math.nan, self.reason)
+        return percentile_interval(self.value, self.draws, level)
 
     def minus(self, other: Reading, level: float = 0.95) -> Difference:
         """Difference to a reading on the same resamples, see ``paired_difference``."""
         if reason := self.reason or other.reason:
-            return Difference(missing(reason), math.nan)
+            return Difference(Interval(self.value - other.value, math.nan, math.nan, reason), math.nan)
         draws = self.draws - other.draws
         interval = percentile_interval(self.value - other.value, draws, level)
         tail = int(min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0)))
@@ -147,7 +153,8 @@ def bootstrap(
         clusters: (N,) labels; images of one label (reference, prompt) are drawn together. None draws single images.
 
     Returns:
-        Interval; bounds are NaN, with the reason, if over 5 % of the resamples have no value.
+        Interval; bounds are NaN, with the reason, for fewer than five clusters, and if over 5 % of the resamples have
+        no value.
     """
     return read(statistic, x, y, n_boot, seed, clusters).interval(level)
 
@@ -188,6 +195,8 @@ def read(
     a, b = _vectors(x, y)
     if reason := undefined(a, b):
         return Reading(math.nan, np.empty(0), reason)
+    if reason := too_few(clusters):
+        return Reading(statistic(a, b), np.full(n_boot, math.nan), reason)
     blocks = _resamples(len(a), n_boot, seed, clusters)
     return Reading(statistic(a, b), np.concatenate([_resampled(statistic, a, b, counts) for counts in blocks]))
 
@@ -199,8 +208,20 @@ def bootstrap_mean(
     v, _ = _vectors(values, values)
     if not len(v):
         return missing("n = 0; at least 1 value is needed")
+    if reason := too_few(clusters):
+        return Interval(float(v.mean()), math.nan, math.nan, reason)
     draws = [counts @ v / counts.sum(axis=1) for counts in _resamples(len(v), n_boot, seed, clusters)]
     return percentile_interval(float(v.mean()), np.concatenate(draws), level)
+
+
+def too_few(clusters: ArrayLike | None) -> str:
+    """Why resamples of clusters (N,) say too little for an interval; empty if they do not, or if there are none.
+
+    Resamples of one cluster are all alike, those of two or three take a handful of values.
+    """
+    units = LEAST if clusters is None else len(np.unique(np.asarray(clusters)))
+    what = f"{counted(units, 'cluster')} of images drawn together"
+    return f"{what}; at least {LEAST} are needed for an interval" if units < LEAST else ""
 
 
 def percentile_interval(value: float, draws: Floats, level: float = 0.95) -> Interval:

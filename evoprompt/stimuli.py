@@ -19,6 +19,8 @@ Groups = list[NDArray[np.int64]]
 Images = Sequence[int] | NDArray[np.int64]
 C1, C2 = 1.0, 0.01
 """Constants of the published choice of difficult samples, for scores of 0 to 100."""
+EXAMPLES, EACH = 5, 10
+"""Images set aside as examples where references are not shown; images of each reference among difficult samples."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def difficult(
 
 
 def difficult_references(
-    hard: NDArray[np.float64], features: NDArray[np.float64], groups: Sequence[str], number: int, each: int = 10
+    hard: NDArray[np.float64], features: NDArray[np.float64], groups: Sequence[str], number: int, each: int = EACH
 ) -> NDArray[np.int64]:
     """As ``difficult``, but references first, by the means of their images, then the hardest images of each.
 

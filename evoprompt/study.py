@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evoprompt.errors import JudgeError, RunError, listed
+from evoprompt.errors import JudgeError, StartError, listed
 from evoprompt.images import fit_image, read_image
 from evoprompt.judge import Judge
 from evoprompt.runs import append_lines, read_lines, stream, write_json, write_lines
@@ -153,7 +153,7 @@ def run_study(
         The answers of these systems on these sets.
 
     Raises:
-        RunError: when ``out`` holds another study.
+        StartError: when ``out`` holds another study.
         JudgeError: when the judge cannot be asked one of the questions.
     """
     check_systems(judge, plans[0], systems)
@@ -202,22 +202,31 @@ def check_systems(judge: Judge, plan: Plan, systems: Sequence[System]) -> None:
         raise JudgeError(f"judge {judge.id} cannot be asked {listed(problems)}. Name other --systems.")
 
 
+def study_folder(out: Path) -> None:
+    """Make the folder of a study, or take one that holds a study already.
+
+    Raises:
+        StartError: when it holds something else.
+    """
+    if not (out / PLAN).is_file() and out.is_dir() and any(out.iterdir()):
+        raise StartError(f"{out} is not empty and holds no study. Name a new folder with -o.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def continue_study(out: Path, identity: dict[str, Any]) -> None:
     """Begin a study in a folder, or check that the one begun there is the same.
 
     Raises:
-        RunError: when it is another one; says in what.
+        StartError: when it is another one; says in what.
     """
     if not (out / PLAN).is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise RunError(f"{out} is not empty and holds no study. Name a new folder with -o.")
-        out.mkdir(parents=True, exist_ok=True)
+        study_folder(out)
         write_json(out / PLAN, identity)
         return
     begun = read_plan(out)
     other = [f"{key} (then {begun.get(key)}, now {now})" for key, now in identity.items() if begun.get(key) != now]
     if other:
-        raise RunError(f"{out} holds another study; it differs in {listed(other)}. Name a new folder with -o.")
+        raise StartError(f"{out} holds another study; it differs in {listed(other)}. Name a new folder with -o.")
 
 
 def read_plan(out: Path) -> dict[str, Any]:

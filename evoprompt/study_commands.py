@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from evoprompt import __version__
-from evoprompt.options import PATH, PROMPT_HELP, with_machine, with_seen
+from evoprompt.options import OUT_FOLDER, PATH, PROMPT_HELP, with_machine, with_seen
 
 
 @click.command()
@@ -17,12 +17,14 @@ from evoprompt.options import PATH, PROMPT_HELP, with_machine, with_seen
 @click.option("--references", type=PATH, help="Folder of undamaged images.  [default: where the labels find them]")
 @click.option("--systems", default="", help="Names or patterns with commas between, such as 'double-*'; default: all.")
 @click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
-@click.option("--difficult", type=click.IntRange(min=20), help="Ask only about so many difficult images of a set.")
+@click.option("--difficult", type=click.IntRange(min=20), help="Ask about so many difficult images a set only.")
 @click.option("--proxy", multiple=True, type=PATH, help="CSV of scores that says which are difficult; repeatable.")
 @click.option("--partners", default=10, type=click.IntRange(min=2), help="Images each image is paired with.")
 @click.option("--seed", default=0, type=click.IntRange(min=0), help="Of the pairs and groups of four.")
 @with_seen
-@click.option("-o", "--out", required=True, type=PATH, help="Folder for answers and tables; continues what is there.")
+@click.option(
+    "-o", "--out", required=True, type=OUT_FOLDER, help="Folder for answers and tables; continues what is there."
+)
 @click.option("--batch-size", default=16, type=click.IntRange(min=1), help="Questions at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @with_machine
@@ -53,10 +55,10 @@ def study(
     from evoprompt.labels import open_labels
     from evoprompt.scoring import judge_for, load_prompt
     from evoprompt.session import unseen
-    from evoprompt.study import FOURS, plan_study, run_study, work
+    from evoprompt.study import FOURS, plan_study, run_study, study_folder, work
     from evoprompt.study_questions import choose_systems
-    from evoprompt.study_results import find, row_of, summary, write_study
-    from evoprompt.study_sets import hardest, study_sets
+    from evoprompt.study_results import find, protocol_of, row_of, stated, write_study
+    from evoprompt.study_sets import hardest, proxy_hardness, study_sets
     from evoprompt.tracking import Console
 
     console = Console()
@@ -69,19 +71,23 @@ def study(
         labels.append(unseen(open_labels(path, console, lower_better=lower_better), remembered, seen, console))
     sets = study_sets(labels, references)
     chosen = choose_systems(patterns, all(data.references is not None for data in sets))
+    told = protocol_of(sets, labels)
+    plans = [plan_study(data, partners, seed) for data in sets]
+    hard = [proxy_hardness(data, proxy) for data in sets] if proxy else []
+    study_folder(out)
     asked = judge_for([loaded], judge, device, dtype)
     asked.attach(None)
     if difficult is not None:
         with console.progress("look", sum(len(data.mos) for data in sets)) as advance:
-            sets = [hardest(data, proxy, asked, difficult, batch_size, advance) for data in sets]
+            fewer = [hardest(*pair, asked, difficult, batch_size, advance) for pair in zip(sets, hard, strict=True)]
+        plans = [plan_study(data, partners, seed) for data in fewer]
     asked.attach(loaded)
-    plans = [plan_study(data, partners, seed) for data in sets]
     identity = {
         "version": __version__,
         "judge": f"{asked.id}@{asked.revision}",
         "precision": asked.precision,
         "prompt": loaded.sha() if loaded else "none",
-        "sets": {data.name: data.fingerprint() for data in sets},
+        "sets": {plan.data.name: plan.data.fingerprint() for plan in plans},
         "lower_better": lower_better,
         "partners": partners,
         "fours": FOURS,
@@ -101,6 +107,6 @@ def study(
         answers = run_study(asked, plans, chosen, identity, out, batch_size, advance)
     found = {(system.name, plan.data.name): find(plan, system, answers) for plan in plans for system in chosen}
     rows = [row_of(plan, system, found[system.name, plan.data.name]) for plan in plans for system in chosen]
-    write_study(out, identity, plans, answers, rows, found)
+    write_study(out, identity, told, plans, answers, rows, found)
     console.say(f"files    {out}: table.md, study.html (plot), study.json, scores.csv, answers.csv")
-    click.echo(json.dumps([row.to_dict() for row in rows], indent=2) if as_json else summary(rows))
+    click.echo(json.dumps([row.to_dict() for row in rows], indent=2) if as_json else stated(identity, told, rows))

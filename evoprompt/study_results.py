@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoprompt.charts import STYLE, interval_chart
+from evoprompt.labels import Labels
 from evoprompt.logistic import logistic4
 from evoprompt.runs import write_json, write_text
-from evoprompt.stats import Interval, bootstrap, pair_accuracy, plcc, srcc, undefined
+from evoprompt.score_files import target_of
+from evoprompt.stats import LEAST, Interval, bootstrap, pair_accuracy, plcc, srcc, undefined
 from evoprompt.study import Answer, Plan
 from evoprompt.study_questions import System
+from evoprompt.study_sets import StudySet
 from evoprompt.thurstone import scale_from_pairs
 
 Pair = tuple[int, int]
@@ -187,11 +190,12 @@ def row_of(plan: Plan, system: System, found: Found, seed: int = 0) -> Row:
 
 
 def mean_interval(values: NDArray[np.float64], seed: int = 0, n_boot: int = N_BOOT) -> Interval:
-    """Mean of the values (R,) of references with a 95 % bootstrap interval over them; NaN are left out."""
+    """Mean of the values (R,) of references with a 95 % bootstrap interval over five or more; NaN are left out."""
     known = values[np.isfinite(values)]
-    if len(known) < 2:
+    if len(known) < LEAST:
         mean = float(known.mean()) if len(known) else math.nan
-        return Interval(mean, math.nan, math.nan, f"{len(known)} references have a value; 2 are needed")
+        has = "reference has" if len(known) == 1 else "references have"
+        return Interval(mean, math.nan, math.nan, f"{len(known)} {has} a value; at least {LEAST} are needed")
     drawn = np.random.default_rng(seed).integers(len(known), size=(n_boot, len(known)))
     low, high = np.quantile(known[drawn].mean(axis=1), (0.025, 0.975))
     return Interval(float(known.mean()), float(low), float(high))
@@ -204,6 +208,35 @@ def _plcc4(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if math.isfinite(value)]
     return float(np.mean(known)) if known else math.nan
+
+
+def protocol_of(sets: Sequence[StudySet], labels: Sequence[Labels]) -> dict[str, dict[str, Any]]:
+    """What must be known of every set to read a number of it, by its name: file, images, split and direction."""
+    targets = [target_of(one) for one in labels]
+    return {
+        data.name: {"labels": one.path.name, "n": len(one), "split": target.split, "direction": target.direction}
+        for data, one, target in zip(sets, labels, targets, strict=True)
+    }
+
+
+def caption(identity: Mapping[str, Any], protocol: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the table must say about itself, as one paragraph."""
+    sets = "; ".join(
+        f"{name}: {told['labels']}, {told['n']} images; split: {told['split']}; MOS: {told['direction']}"
+        for name, told in protocol.items()
+    )
+    words = (f"{identity['judge']}", identity.get("precision", ""), f"prompt {identity['prompt'][:12]}")
+    return f"{sets}. Judge: {', '.join(word for word in words if word)}. {NOTE}"
+
+
+def stated(identity: Mapping[str, Any], protocol: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> str:
+    """The table with what it must say about itself, and why intervals are missing, as Markdown."""
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.srcc.reason:
+            lacking.setdefault((row.data, row.srcc.reason), []).append(row.system)
+    lines = [f"- {data}, {', '.join(systems)}: {reason}" for (data, reason), systems in lacking.items()]
+    return "\n\n".join([caption(identity, protocol), summary(rows), *lines])
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -250,6 +283,7 @@ def _number(value: float) -> str:
 def write_study(
     out: Path,
     identity: Mapping[str, Any],
+    protocol: Mapping[str, Mapping[str, Any]],
     plans: Sequence[Plan],
     answers: Sequence[Answer],
     rows: Sequence[Row],
@@ -260,13 +294,15 @@ def write_study(
     Args:
         out: folder of the study.
         identity: what was asked with which settings.
+        protocol: of every set, see ``protocol_of``.
         plans: one a set.
         answers: all answers the rows were made of.
         rows: one a system and set.
         found: by system and set.
     """
-    write_json(out / "study.json", {**identity, "note": NOTE, "rows": [row.to_dict() for row in rows]})
-    write_text(out / "table.md", f"{summary(rows)}\n\n{NOTE}\n\n{details(rows)}\n")
+    body = {**identity, "protocol": protocol, "note": NOTE, "rows": [row.to_dict() for row in rows]}
+    write_json(out / "study.json", body)
+    write_text(out / "table.md", f"{stated(identity, protocol, rows)}\n\n{details(rows)}\n")
     names = {plan.data.name: plan.data.names for plan in plans}
     head = ("data", "system", "stimulus", "order", "view", "images", "value", "ranking", "missing", "text")
     lines = [
@@ -285,7 +321,7 @@ def write_study(
             values = ["" if math.isnan(column[k]) else round(float(column[k]), 6) for column in columns]
             table.append((plan.data.name, plan.data.names[k], plan.data.mos[k], *values))
     _write_csv(out / "scores.csv", ("data", "image", "mos", *systems), table)
-    write_text(out / "study.html", page(identity, rows))
+    write_text(out / "study.html", page(identity, protocol, rows))
 
 
 def _named(rows: Sequence[int], names: Sequence[str]) -> str:
@@ -298,7 +334,7 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -
     write_text(path, text.getvalue())
 
 
-def page(identity: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def page(identity: Mapping[str, Any], protocol: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> str:
     """One self-contained HTML page with the plot and the table."""
     systems, sets = list(dict.fromkeys(r.system for r in rows)), list(dict.fromkeys(r.data for r in rows))
     cells = {(r.system, r.data): r.srcc for r in rows}
@@ -314,6 +350,7 @@ def page(identity: Mapping[str, Any], rows: Sequence[Row]) -> str:
         '<meta name="viewport" content="width=device-width">'
         f"<title>Prompting systems - evoprompt</title><style>{STYLE}</style></head>\n<body>\n<h1>Prompting systems</h1>"
         f'<p class="soft">{escape(judge)}</p><figure class="wide">{interval_chart(systems, panels, "SRCC")}'
-        f'<figcaption>{escape(NOTE)}</figcaption></figure>\n<div class="scroll"><table>{body}</table></div>\n'
+        f"<figcaption>{escape(caption(identity, protocol))}</figcaption></figure>\n"
+        f'<div class="scroll"><table>{body}</table></div>\n'
         "</body></html>\n"
     )

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evoprompt.errors import DataError, listed
+from evoprompt.errors import DataError, counted, listed
 from evoprompt.images import fit_image, read_image
 from evoprompt.judge import Judge
 from evoprompt.labels import Labels
-from evoprompt.stimuli import difficult, difficult_references, hardness, proxy_prediction, to_hundred
-from evoprompt.tables import read_table
+from evoprompt.stimuli import EACH, EXAMPLES, difficult, difficult_references, hardness, proxy_prediction, to_hundred
+from evoprompt.tables import match_images, read_table
 from evoprompt.tracking import Update
 
 PROXY_COLUMNS = ("score", "prediction", "proxy")
@@ -147,20 +147,20 @@ def find_references(folder: Path, groups: Sequence[str] | None, name: str) -> tu
 def read_proxy(path: Path, data: StudySet) -> NDArray[np.float64]:
     """The scores (N,) that a file, such as one written by ``evoprompt score``, gives the images of a set.
 
-    Rows are matched by name; where a file names whole paths, by the last part of them.
+    Rows are matched as those of any scores file, see ``tables.match_images``.
 
     Raises:
-        DataError: when images of the set have no score, or cells are not finite numbers; all at once.
+        DataError: when an image has two rows, or it is not clear which; when images of the set have no score, or cells
+            are not finite numbers; all at once.
     """
     table = read_table(path)
     column = table.require(PROXY_COLUMNS, "the proxy's score")
     names = table.image_names()
-    cells = dict(zip(names, (row[column] for row in table.rows), strict=True))
-    last = Counter(Path(name).name for name in names)
-    short = {Path(name).name: name for name in names if last[Path(name).name] == 1}
-    values, problems = [], []
-    for name in data.names:
-        cell = cells.get(name, cells.get(short.get(Path(name).name, ""), ""))
+    if twice := [name for name, rows in Counter(names).items() if rows > 1]:
+        raise DataError(f"{path} has several rows of {counted(len(twice), 'image')}: {listed(twice)}. Keep one each.")
+    cells, values, problems = table.cells(column), [], []
+    for name, row in zip(data.names, match_images(path, names, data.names, data.paths), strict=True):
+        cell = "" if row is None else cells[row]
         try:
             value = float(cell)
         except ValueError:
@@ -176,30 +176,35 @@ def read_proxy(path: Path, data: StudySet) -> NDArray[np.float64]:
     return np.array(values)
 
 
-def hardest(
-    data: StudySet, proxies: Sequence[Path], judge: Judge, number: int, batch_size: int, advance: Update
-) -> StudySet:
-    """The difficult samples of a set, see ``stimuli.difficult``; with references, whole references first.
+def proxy_hardness(data: StudySet, proxies: Sequence[Path]) -> NDArray[np.float64]:
+    """How hard the images of a set are (N,) by files of scores, see ``stimuli.hardness``.
 
     Scores are put on a scale from 0 to 100 first, because the published constants are meant for that.
-
-    Args:
-        data: the set.
-        proxies: files of scores of its images.
-        judge: its vision tower's features say which images are alike.
-        number: how many to keep.
-        batch_size: images at a time.
-        advance: told how many images are done.
 
     Raises:
         DataError: when a proxy lacks images or cannot be fitted to the human scores.
     """
     mos, std = to_hundred(data.mos, data.std)
-    hard = hardness(mos, std, proxy_prediction([read_proxy(path, data) for path in proxies], mos))
+    return hardness(mos, std, proxy_prediction([read_proxy(path, data) for path in proxies], mos))
+
+
+def hardest(
+    data: StudySet, hard: NDArray[np.float64], judge: Judge, number: int, batch_size: int, advance: Update
+) -> StudySet:
+    """The difficult samples of a set, see ``stimuli.difficult``; with references, whole references first.
+
+    Args:
+        data: the set.
+        hard: (N,) see ``proxy_hardness``.
+        judge: its vision tower's features say which images are alike.
+        number: how many to ask about; those that become examples come on top.
+        batch_size: images at a time.
+        advance: told how many images are done.
+    """
     features = image_features(judge, data.paths, batch_size, advance)
     if data.references is not None and data.groups is not None:
-        return data.take(difficult_references(hard, features, data.groups, number).tolist())
-    return data.take(difficult(hard, features, number).tolist())
+        return data.take(difficult_references(hard, features, data.groups, number + EACH).tolist())
+    return data.take(difficult(hard, features, number + EXAMPLES).tolist())
 
 
 def image_features(judge: Judge, paths: Sequence[Path], batch_size: int, advance: Update) -> NDArray[np.float64]:

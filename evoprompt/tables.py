@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -137,6 +138,38 @@ def image_rows(path: Path) -> Iterator[tuple[str, str]]:
                 unnamed.append(f"{place} {line}")
     _complain_ragged(path, columns, ragged)
     _complain_unnamed(path, count, unnamed)
+
+
+def match_images(table: Path, rows: Sequence[str], names: Sequence[str], paths: Sequence[Path]) -> list[int | None]:
+    """Which row of a table each image has: by name, then by path, then by file name where that is unique on both sides.
+
+    Args:
+        table: The file, for messages.
+        rows: What its rows call images, each once.
+        names: What the images are called elsewhere.
+        paths: Where they lie; as many.
+
+    Raises:
+        DataError: Several of the images share a file name, and only by that a row could be theirs.
+    """
+    exact = {name: row for row, name in enumerate(rows)}
+    places = {str(Path(name).resolve()): row for row, name in enumerate(rows)}
+    once, shared = Counter(Path(name).name for name in rows), Counter(path.name for path in paths)
+    last = {Path(name).name: row for row, name in enumerate(rows) if once[Path(name).name] == 1}
+    found: list[int | None] = []
+    unclear = []
+    for name, path in zip(names, paths, strict=True):
+        row = exact.get(name, places.get(str(path.resolve())))
+        if row is None and path.name in last:
+            unclear += [name] if shared[path.name] > 1 else []
+            row = last[path.name]
+        found.append(row)
+    if unclear:
+        raise DataError(
+            f"{table} has rows for images by file names that several images share: {listed(unclear)}. Call them there "
+            "as the labels do, folder included."
+        )
+    return found
 
 
 def image_folders(table: Path, images: Path | None = None) -> tuple[Path, ...]:

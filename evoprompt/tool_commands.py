@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
+from evoprompt.errors import DataError, RecipeError
 from evoprompt.options import (
     PATH,
     PROMPT_HELP,
+    judge_named,
     recipe_of,
     with_machine,
     with_recipe,
@@ -26,7 +28,7 @@ from evoprompt.recipe_files import load_recipe, shipped_recipes
 @click.option("-p", "--prompt", default="none", help=PROMPT_HELP)
 @with_recipe
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the panel.  [default: as in the recipe]")
-@click.option("--all-kinds", is_flag=True, help="Ladder of every degradation at five strengths; takes longer.")
+@click.option("--all-kinds", is_flag=True, help="Ladder of all its 20 kinds at five strengths; takes longer.")
 @with_skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @with_machine
@@ -41,23 +43,31 @@ def judge(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Health of a judge on a folder of images, without any human score; docs/health.md defines the measures."""
-    recipe = recipe_of(ctx)
+    """Health of a judge on a folder of images, without any human score; docs/health.md defines the measures.
+
+    With a prompt the judge is the one it belongs to, loaded as it was trained, whatever the recipe's judge is.
+    """
     from evoprompt.degrade import LADDER_KINDS
     from evoprompt.findings import health_lines, worries
     from evoprompt.health import above_chance, check_judge
     from evoprompt.ladder import ladder_lines
-    from evoprompt.scoring import fits, load_prompt
-    from evoprompt.session import open_images, open_judge
+    from evoprompt.scoring import load_prompt
+    from evoprompt.session import open_images, open_judge, open_judge_of
     from evoprompt.tracking import Console
 
-    console = Console()
-
+    console, device = Console(), options["device"]
     loaded = load_prompt(prompt)
+    recipe = recipe_of(ctx, None if loaded is None else loaded.origin.judge)
+    ways = [key for key in options["overrides"] if key.startswith("judge.") and not key.startswith("judge.id=")]
+    if loaded is not None and ways:
+        raise RecipeError(f"-s {ways[0]} does not go with -p: a prompt says how its judge is asked. Leave one out.")
     images = open_images([folder], skip_unreadable, console)
-    chosen = open_judge(recipe, options["device"], console)
-    if loaded is not None:
-        fits(loaded, chosen)
+    if len(images) < 2:
+        raise DataError(f"{folder} has 1 distinct image, and a judge compares images; give at least 2.")
+    if loaded is None:
+        chosen = open_judge(recipe, device, console)
+    else:
+        chosen = open_judge_of(loaded, judge_named(ctx), recipe, device, options["dtype"], console)
     chosen.attach(loaded)
     if all_kinds:
         recipe = replace(recipe, ladder=replace(recipe.ladder, kinds=len(LADDER_KINDS), levels=5))

@@ -313,13 +313,16 @@ def _rating_preference(seen: Seen, pairs: np.ndarray, question: Question, view: 
 
 
 def _draw(votes: list[Vote], draws: int, seed: Sequence[int]) -> list[Vote]:
-    """Draw ``draws`` answers a pair, each from a presentation taken at random, as EvoQuality does."""
-    by_pair: dict[int, list[Vote]] = {}
+    """Draw ``draws`` answers a pair and source, each from a presentation taken at random, as EvoQuality does.
+
+    A source has draws of its own, so that what is counted of one does not depend on which others were asked.
+    """
+    presented: dict[tuple[int, str], list[Vote]] = {}
     for vote in votes:
-        by_pair.setdefault(vote.pair, []).append(vote)
+        presented.setdefault((vote.pair, vote.source), []).append(vote)
     drawn: list[Vote] = []
-    for pair, asked in by_pair.items():
-        rng = stream(*seed, pair)
+    for (pair, source), asked in presented.items():
+        rng = stream(*seed, pair, SOURCES.index(source))
         counts = np.bincount(rng.integers(len(asked), size=draws), minlength=len(asked))
         for vote, n in zip(asked, counts, strict=True):
             chance = 1 / (1 + math.exp(-vote.logit)) if vote.logit > -700 else 0.0

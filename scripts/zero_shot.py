@@ -122,9 +122,10 @@ def overview(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def page(results: Mapping[str, Any], command: str, packages: Mapping[str, str]) -> str:
     """The results as a Markdown page."""
     first = next(iter(results.values()))
+    judge = first["judge"].split(" for ")[0]  # the measures beside it state none
     blocks = [
         "# The judge bare and with the prompt in the package, and simple measures",
-        f"Made by `{command}`; judge {first['judge']} on CPU; all digits in zero_shot.json. BRISQUE is of "
+        f"Made by `{command}`; judge {judge} on CPU; all digits in zero_shot.json. BRISQUE is of "
         f"{packages[PACKAGES[0]]} with its model, NIQE of {packages[PACKAGES[1]]} with the original model of "
         "undistorted images (as its V-BLIINDS takes it), both negated; sharpness is the variance of the Laplacian of "
         "the luma. No method was trained on these sets; [../nano.md](../nano.md) says how they were looked at while "

@@ -112,9 +112,10 @@ def test_a_scores_file_gives_the_same_numbers_again_without_torch(compared: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in (compared, tmp_path))
-    for key in ("n", "rows", "shares", "summaries", "protocol"):
+    for key in ("n", "rows", "shares", "summaries", "protocol", "split", "direction", "judge", "precision"):
         assert first[key] == second[key], key
-    assert "none loaded" in second["judge"]
+    assert second["judge"].startswith("owl2-nano@") and second["precision"] == "float32"
+    assert second["seen"] == "as the scores file has it"
     assert (tmp_path / "scores.csv").read_bytes() == (compared / "scores.csv").read_bytes()
 
 
@@ -138,6 +139,7 @@ def test_other_scores_and_labels_join_by_image(compared: Path, place: Path, tmp_
     assert (body["n"], body["left_out"]) == (14, 2)
     row = body["rows"][-1]
     assert (row["name"], row["kind"], row["seen"], row["srcc"]["value"]) == ("metric", "other", None, 1.0)
+    assert body["judge"].startswith("owl2-nano@") and body["judge"].endswith("; not stated for metric")
     labels = ("--eval-mos", place / "photos" / "labels.csv")
     alone = run("evaluate", tmp_path / "metric.csv", *labels, "--n-boot", 100)
     assert alone.exit_code == 3 and "no scores of the bare judge are among these" in alone.stderr
@@ -161,7 +163,9 @@ def test_inverted_scores_are_said_not_guessed(compared: Path, place: Path, tmp_p
         plain.exit_code == 0 and "these human scores look inverted" in plain.stderr and "--lower-better" in plain.stderr
     )
     assert json.loads(plain.stdout)["rows"][0]["srcc"]["value"] < 0
-    turned = run(*arguments, "--json", "--lower-better")
+    turned = run(*arguments, "--json", "--lower-better", "-o", tmp_path / "turned")
+    again = json.loads(run("evaluate", tmp_path / "turned" / "scores.csv", "--n-boot", 100, "--json").stdout)
+    assert again["direction"] == json.loads(turned.stdout)["direction"] == "lower was better, negated"
     body = json.loads(turned.stdout)
     assert body["rows"][0]["srcc"]["value"] > 0 and body["direction"] == "lower was better, negated"
     assert "inverted" not in turned.stderr
@@ -231,7 +235,15 @@ def test_a_prompt_may_be_on_the_hub(place: Path, monkeypatch: pytest.MonkeyPatch
         (["aggregate", "LABELS"], "is not a result of"),
         (["continual", "none", "--eval-mos", "LABELS", "--eval-mos", "LABELS"], "1 prompts and 2 domains"),
         (["continual", "OUT"], "the bare judge and 1 prompts are needed, one for each domain"),
-        (["continual", "OUT", "--statistic", "recall"], "prompts are needed"),
+        (["continual", "OUT", "--statistic", "recall"], "'recall' is not one of 'srcc', 'plcc', 'krcc'"),
+        (
+            ["continual", "none", "x=none", "--eval-mos", "A", "--eval-mos", "B"],
+            "the bare judge is no stage of training",
+        ),
+        (
+            ["evaluate", "SCORES", "--min-gap", "-3"],
+            "--min-gap -3 is no difference in MOS; give a number of at least 0",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(
@@ -262,3 +274,35 @@ def test_a_file_of_another_kind_is_refused_under_python_o_too(tmp_path: Path) ->
     command = [sys.executable, "-O", "-c", code, str(tmp_path / "other.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "is not a result of 'evoprompt evaluate -o'" in done.stderr
+
+
+def _no_judge(*_: object, **__: object) -> None:
+    raise AssertionError("a judge was loaded")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval-mos", "FEW"], "4 labelled images are too few for a correlation; give at least 5"),
+        (["--eval-mos", "CONST"], "all 16 human scores are 3; nothing can agree with them"),
+        (["--eval-mos", "LABELS", "--mos-range", "2..2.1"], "human scores lie outside the scale 2..2.1"),
+        (["METRIC", "--eval-mos", "LABELS"], "has no row for 15 of 16 images with human scores: p01.png"),
+        (["--eval-mos", "LABELS", "-o", "FEW"], "few.csv' is a file."),
+        (["--eval-mos", "LABELS", "-o", "FEW/x"], "Choose another place with --out."),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_judge_is_loaded(
+    arguments: list[str], message: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evoprompt.scoring.judge_for", _no_judge)
+    photos = place / "photos"
+    names = [f"p{k:02d}.png" for k in range(16)]
+    (photos / "few.csv").write_text("image,mos\n" + "".join(f"{name},{k}\n" for k, name in enumerate(names[:4])))
+    (photos / "const.csv").write_text("image,mos\n" + "".join(f"{name},3\n" for name in names))
+    (tmp_path / "metric.csv").write_text("image,score\np00.png,1\n")
+    places = {name.upper(): str(photos / f"{name}.csv") for name in ("few", "const", "labels")}
+    places["METRIC"] = str(tmp_path / "metric.csv")
+    for command in ("evaluate", "compare"):
+        told = [places.get(a, a.replace("FEW/", f"{places['FEW']}/")) for a in arguments]
+        result = run(command, "none", *told, "--n-boot", 100)
+        assert result.exit_code in (1, 2) and message in result.stderr, result.output

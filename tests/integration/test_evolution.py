@@ -12,10 +12,12 @@ import pytest
 from conftest import ScriptedJudge, Stop, StoppingConsole, write_toy_images
 
 from evoprompt.config import Recipe
-from evoprompt.errors import DataError, JudgeError, RecipeError, RunError
+from evoprompt.errors import DataError, JudgeError, RecipeError, RunError, StartError
+from evoprompt.evolution import Evolution
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.lifecycle import evolve, new_prompt, resume
 from evoprompt.prompts import Origin, PixelPrompt
+from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import Scorer
 from evoprompt.session import seen_by
@@ -44,6 +46,10 @@ def test_a_judge_that_flips_coins_is_refused_before_the_first_round(
 ) -> None:
     with pytest.raises(JudgeError, match="not clearly better than a coin"):
         evolve(quick, toys, tmp_path / "run", ScriptedJudge(blind=True))
+    with pytest.raises(JudgeError, match=f"go on with 'evoprompt resume {tmp_path / 'run'} --force'"):
+        resume(tmp_path / "run", lambda recipe: ScriptedJudge(blind=True))
+    resume(tmp_path / "run", lambda recipe: ScriptedJudge(blind=True), force=True)
+    assert len(read_rounds(tmp_path / "run")) == 3
 
 
 def test_a_forced_coin_flipping_judge_has_every_round_rejected(toys: ImageSet, quick: Recipe, tmp_path: Path) -> None:
@@ -161,6 +167,55 @@ def test_another_judge_stops_a_resume(whole: Path) -> None:
     other.revision = "1"
     with pytest.raises(RunError, match="made with judge scripted@0"):
         resume(whole, lambda recipe: other, rounds=3)
+
+
+def test_another_recipe_stops_a_resume_and_is_named_key_by_key(whole: Path) -> None:
+    changed = replace(load_recipe(whole / "recipe.yaml"), seed=3)
+    (whole / "recipe.yaml").write_text(replace(changed, train=replace(changed.train, lr=9.0)).to_yaml())
+    with pytest.raises(StartError, match=r"another recipe: seed: 0 -> 3; train.lr: 0.06 -> 9.0. Set that back"):
+        resume(whole, lambda recipe: ScriptedJudge(accuracy=0.8), rounds=3)
+    assert len(read_rounds(whole)) == 3
+
+
+def test_keys_that_do_not_define_a_run_may_change_in_a_resume(whole: Path) -> None:
+    with pytest.raises(StartError, match="train.lr: 0.06 -> 0.1"):
+        resume(whole, lambda recipe: ScriptedJudge(), settings=["train.lr=0.1"])
+    with pytest.raises(RecipeError, match="unknown key"):
+        resume(whole, lambda recipe: ScriptedJudge(), settings=["train.lrr=0.1"])
+    asked = []
+
+    def load(recipe: Recipe) -> ScriptedJudge:
+        asked.append((recipe.eval.batch_size, recipe.judge.checkpointing, recipe.rounds))
+        return ScriptedJudge(accuracy=0.8)
+
+    resume(whole, load, rounds=3, settings=["eval.batch_size=4", "judge.checkpointing=true"])
+    resume(whole, load, rounds=4)
+    assert asked == [(4, True, 3), (4, True, 4)] and len(read_rounds(whole)) == 5
+
+
+def test_a_key_that_came_into_being_after_the_start_had_its_default(whole: Path) -> None:
+    record = read_record(whole)
+    del record["recipe"]["gate.confidence"]
+    (whole / "run.json").write_text(json.dumps({**record, "fingerprint": "that of older keys"}))
+    resume(whole, lambda recipe: ScriptedJudge(accuracy=0.8))
+    with pytest.raises(StartError, match="gate.confidence: 0.9 -> 0.8"):
+        resume(whole, lambda recipe: ScriptedJudge(), settings=["gate.confidence=0.8"])
+
+
+def test_a_run_that_ends_by_an_error_says_failed_and_goes_on(
+    toys: ImageSet, quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self, *arguments):  # type: ignore[no-untyped-def]
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(Evolution, "_train", broken)
+    with pytest.raises(MemoryError):
+        evolve(replace(quick, rounds=1), toys, tmp_path / "run", ScriptedJudge(accuracy=0.8))
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["error"]) == ("failed", "MemoryError: too much")
+    monkeypatch.undo()
+    resume(tmp_path / "run", lambda recipe: ScriptedJudge(accuracy=0.8))
+    assert read_record(tmp_path / "run")["status"] == "finished"
 
 
 def test_a_warm_start_begins_at_the_given_prompt(whole: Path, quick: Recipe, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from evoprompt.questions import FAMILIES, vocabulary
 from evoprompt.study import plan_study, run_study
 from evoprompt.study_questions import FULL_REFERENCE, NO_REFERENCE
 from evoprompt.study_results import find, row_of, write_study
-from evoprompt.study_sets import study_sets
+from evoprompt.study_sets import hardest, study_sets
 
 ALL = [*NO_REFERENCE, *FULL_REFERENCE]
 
@@ -90,7 +90,7 @@ def test_all_systems_run_on_the_embedded_judge(wordy: Path, distorted: Path, tmp
     assert standard.srcc.value > 0.5  # what it was trained to do
     missing = [a for a in answers if a.missing]
     assert all(a.value is None and a.ranking is None for a in missing)
-    write_study(tmp_path / "s", identity, [plan], answers, rows, found)
+    write_study(tmp_path / "s", identity, {}, [plan], answers, rows, found)
     assert len(json.loads((tmp_path / "s" / "study.json").read_text())["rows"]) == 18
 
 
@@ -118,8 +118,11 @@ def test_the_command_goes_from_labels_to_table_plot_and_answers_and_continues(
     first = run(*command, "--partners", 2, "--systems", "double-standard,double-standard-fr")
     assert first.exit_code == 0, first.output
     assert "set      labels: 12 images are asked about, 6 are examples, with references" in first.stderr
-    assert first.stdout.splitlines()[0] == "| system | labels (n = 12) |"
-    assert first.stdout.splitlines()[2].startswith("| double-standard | ")
+    said = first.stdout.splitlines()
+    assert said[0].startswith("labels: labels.csv, 18 images; split: none, all images as given; MOS: ")
+    assert "Judge: " in said[0] and "prompt none" in said[0]
+    assert said[2] == "| system | labels (n = 12) |" and said[4].startswith("| double-standard | ")
+    assert "- labels, double-standard-fr: 2 references have a value; at least 5 are needed" in said
     lines = (out / "answers.jsonl").read_text().splitlines()
     again = run(*command, "--partners", 2, "--systems", "double-standard,single-standard", "--json")
     body = json.loads(again.stdout)
@@ -128,7 +131,7 @@ def test_the_command_goes_from_labels_to_table_plot_and_answers_and_continues(
     assert more[: len(lines)] == lines and len(more) == len(lines) + 12 * 4
     assert (out / "study.html").read_text().count("<svg") == 1
     other = run(*command, "--partners", 4, "--systems", "single-standard")
-    assert other.exit_code == 1 and "differs in partners (then 2, now 4)" in other.stderr
+    assert other.exit_code == 2 and "differs in partners (then 2, now 4)" in other.stderr
 
 
 def test_two_sets_stand_beside_each_other(distorted: Path, tmp_path: Path) -> None:
@@ -138,7 +141,7 @@ def test_two_sets_stand_beside_each_other(distorted: Path, tmp_path: Path) -> No
         "--systems", "single-standard", "-o", tmp_path / "s",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == f"| system | {distorted.name}/labels (n = 13) | again/labels (n = 13) |"
+    assert result.stdout.splitlines()[2] == f"| system | {distorted.name}/labels (n = 13) | again/labels (n = 13) |"
 
 
 def test_references_are_found_beside_the_labels_and_asked_for_when_every_set_has_them(
@@ -153,6 +156,32 @@ def test_references_are_found_beside_the_labels_and_asked_for_when_every_set_has
         beside / f"r{r}.png" for r in range(3) for _ in range(6)
     )
     assert all(data.references is None for data in study_sets([with_them, without], None))
+
+
+def test_so_many_difficult_images_are_asked_about_as_were_asked_for(distorted: Path) -> None:
+    data = study_sets([read_labels(distorted / "labels.csv")], None)[0]
+    judge = load_judge("owl2-nano", None, "auto", "float32", "cpu")
+    many = replace(data.take([k % 18 for k in range(60)]), groups=None)
+    chosen = hardest(many, np.arange(60.0), judge, 20, 8, lambda n=1, **_: None)
+    assert len(plan_study(chosen, 2, 0).images) == 20
+    many = replace(many, groups=tuple(f"r{k // 12}" for k in range(60)), references=many.paths)
+    chosen = hardest(many, np.arange(60.0), judge, 20, 8, lambda n=1, **_: None)
+    assert len(plan_study(chosen, 2, 0).images) == 20
+
+
+@pytest.mark.parametrize(("out", "message"), [("full", "is not empty and holds no study"), ("file", "is a file")])
+def test_a_folder_that_cannot_be_used_is_refused_before_a_judge_is_loaded(
+    distorted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, message: str
+) -> None:
+    def none(*_: object) -> None:
+        raise AssertionError("a judge was loaded")
+
+    monkeypatch.setattr("evoprompt.scoring.judge_for", none)
+    (tmp_path / "full").mkdir()
+    for name in ("full/x", "file"):
+        (tmp_path / name).write_text("mine")
+    result = run("study", "--eval-mos", distorted / "labels.csv", "-o", tmp_path / out)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_difficult_images_are_chosen_by_a_file_of_scores_and_the_judges_own_features(

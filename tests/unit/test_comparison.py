@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -153,7 +154,22 @@ def test_scores_without_spread_have_no_share_and_break_nothing() -> None:
     target, columns = made()
     flat = replace(columns[1], scores=np.ones(150))
     assert gain_shares(target, [columns[0], flat, columns[2]], FAST) == []
-    assert "free, srcc: x is constant (1)" in document(body(target, [columns[0], flat, columns[2]]))
+    text = document(body(target, [columns[0], flat, columns[2]]))
+    assert "- free, srcc, plcc, " in text and text.count("x is constant (1)") == 1
+
+
+def test_few_references_leave_values_without_bounds_and_the_tables_say_so_once_a_row(tmp_path: Path) -> None:
+    target, columns = made()
+    target = replace(target, groups=("r1",) * 149 + ("r2",), grouping="reference")
+    found = body(target, columns)
+    assert "NaN" not in json.dumps(found) and found["shares"][0]["share"]["low"] is None
+    assert "2 clusters of images drawn together; at least 5" in found["shares"][0]["share"]["reason"]
+    write_results(tmp_path, "comparison", found, target, columns)
+    text = (tmp_path / "table.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| free "))
+    assert "[" not in row and " – | <.001 |" in row
+    assert text.count("2 clusters of images drawn together") == len(columns) + 1  # and the share
+    assert "svg" in comparison_page(found)
 
 
 def test_latex_is_escaped_and_complete() -> None:

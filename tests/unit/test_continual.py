@@ -46,9 +46,13 @@ def test_numbers_that_are_not_defined_are_refused() -> None:
 
 
 def body(domain: int, stages: int = 3) -> dict[str, Any]:
-    rows = [{"name": "none", "kind": "bare", "srcc": {"value": BARE[domain]}}]
-    rows += [{"name": f"s{i}", "kind": "label-free", "srcc": {"value": MATRIX[i][domain]}} for i in range(stages)]
-    return {"labels": f"d{domain}.csv", "n": 40, "split": "none", "direction": "higher is better", "rows": rows}
+    def number(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    rows = [{"name": "none", "kind": "bare", "srcc": number(BARE[domain])}]
+    rows += [{"name": f"s{i}", "kind": "label-free", "srcc": number(MATRIX[i][domain])} for i in range(stages)]
+    told = {"labels": f"d{domain}.csv", "n": 40, "split": "none", "direction": "higher is better", "judge": "owl@1"}
+    return {**told, "rows": rows}
 
 
 def test_the_matrix_is_put_together_from_evaluations() -> None:
@@ -57,7 +61,12 @@ def test_the_matrix_is_put_together_from_evaluations() -> None:
     assert found["matrix"] == MATRIX and found["bare"] == BARE and found["stages"] == ["s0", "s1", "s2"]
     assert found["bwt"] == pytest.approx(-0.075)
     text = continual_table(found, bodies)
-    assert "| 2: s1 | 0.700 | 0.900 | 0.500 |" in text and "BWT -0.075" in text and "d0.csv (n = 40)" in text
+    assert (
+        "| 2: s1 | 0.700 [0.600, 0.800] | 0.900 [0.800, 1.000] | 0.500 [" in text
+        and "Judge: owl@1." in text
+        and "BWT -0.075" in text
+        and "d0.csv (n = 40)" in text
+    )
 
 
 def test_evaluations_that_do_not_belong_together_are_refused() -> None:

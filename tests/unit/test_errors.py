@@ -1,6 +1,6 @@
 import pytest
 
-from evoprompt.errors import DataError, EvopromptError, JudgeError, RecipeError, RunError, listed
+from evoprompt.errors import DataError, EvopromptError, JudgeError, RecipeError, RunError, StartError, listed
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,7 @@ from evoprompt.errors import DataError, EvopromptError, JudgeError, RecipeError,
         (DataError, ValueError, 2),
         (JudgeError, ValueError, 2),
         (RunError, RuntimeError, 1),
+        (StartError, RunError, 2),
     ],
 )
 def test_every_error_is_ours_and_a_builtin_one_and_knows_its_exit_code(kind, builtin, code):

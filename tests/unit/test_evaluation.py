@@ -119,6 +119,21 @@ def test_images_of_one_reference_are_drawn_together() -> None:
     assert alone.high - alone.low < (plain.high - plain.low) / 1.8
 
 
+def test_images_of_one_reference_only_have_numbers_without_bounds() -> None:
+    target, columns = _target()
+    alone = replace(target, groups=("r1",) * 60, factors={"distortion": ("blur",) * 60})
+    for row in (told.to_dict() for told in evaluate_columns(alone, columns, Protocol(n_boot=100))[0]):
+        numbers = [row[key] for key in ("srcc", "plcc_logistic4", "rmse_logistic4", "pair_accuracy")]
+        numbers += [row["parts"]["distortion"]["blur"]["srcc"], *row.get("differences", {}).values()]
+        for number in numbers:
+            assert number["value"] is not None and number["low"] is number["high"] is None
+            assert number.get("p_value") is None and "1 cluster of images drawn together" in number["reason"]
+    wide = replace(alone, std=None)
+    assert evaluate_columns(wide, columns, Protocol(n_boot=100, min_gap=99))[0][0].more["pair_accuracy"].reason == (
+        "no two images lie so far apart in MOS"
+    )
+
+
 def test_within_a_distortion_only_its_images_count() -> None:
     target, columns = _target()
     kinds = tuple("blur" if k < 40 else "noise" if k < 57 else "rare" for k in range(60))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evoprompt.cli import main
 from evoprompt.config import LadderConfig, PairsConfig, Recipe, VoteConfig
-from evoprompt.degrade import LADDER_KINDS
+from evoprompt.degrade import KINDS, LADDER_KINDS
 from evoprompt.findings import MEASURES, health_lines, worries
 from evoprompt.health import Health, Panel, Reading, check_judge, read_panel
 from evoprompt.images import scan_images
@@ -123,6 +123,11 @@ def test_circular_triads_of_a_perfect_order_and_of_a_regular_circle() -> None:
     assert "triad_consistency" in worries(*[read(Lamp(votes=0), circle).health.to_dict()] * 2)
 
 
+def test_a_tie_is_half_a_win_in_circular_triads() -> None:
+    # One brightness for all: nothing but ties, as little of an order as the regular circle.
+    assert read(Lamp(), [0.5] * N).health.triad_consistency == pytest.approx(0)
+
+
 @pytest.mark.parametrize(("likes", "votes", "agree"), [(1, 1, 1), (1, -1, 0), (-1, -1, 1), (-1, 1, 0)])
 def test_agreement_of_rating_order_and_vote_order(likes: float, votes: float, agree: float) -> None:
     assert read(Lamp(likes=likes, votes=votes), RISING).health.agree_compare == agree
@@ -202,11 +207,25 @@ def test_the_command_prints_measures_worries_and_the_ladder_of_every_kind(tmp_pa
     assert {(rung["kind"], rung["strength"]) for rung in body["ladder"]} == {
         (kind, float(strength)) for kind in LADDER_KINDS for strength in range(1, 6)
     }
-    assert len(LADDER_KINDS) >= 20 and body["ladder_steps"] == 5 * len(LADDER_KINDS)
+    assert body["ladder_steps"] == 5 * len(LADDER_KINDS)
+    told = Path(__file__).parents[2] / "docs" / "health.md"
+    assert f"made of {len(LADDER_KINDS)} of the {len(KINDS)}" in told.read_text(encoding="utf-8")
+    assert f"all its {len(LADDER_KINDS)} kinds" in CliRunner().invoke(main, ["judge", "--help"]).stdout
     assert set(body["worries"]) <= set(MEASURES)
     plain = CliRunner().invoke(main, [*command, "-s", "ladder.kinds=2"]).stdout.splitlines()
     assert [line.split()[0] for line in plain[: len(MEASURES)]] == list(MEASURES)
     assert plain[len(MEASURES) + 1].startswith("ladder, strength") and len(plain) == len(MEASURES) + 5
+
+
+def test_sampled_votes_of_a_single_draw_are_a_panel(tmp_path: Path) -> None:
+    write_toy_images(tmp_path, 12)
+    recipe = Recipe(
+        pairs=PairsConfig(per_round=60, group=6),
+        vote=VoteConfig(mode="sampled", draws=1, wordings=1, views=1, min_confidence=0.5),
+        ladder=LadderConfig(images=6, kinds=2),
+    )
+    reading = check_judge(ScriptedJudge(), scan_images([tmp_path]), recipe, lambda total: lambda n=1, **_: None)
+    assert all(label.n_votes == 1 and label.share in (0, 1) for label in reading.labels)
 
 
 def test_lines_name_every_measure_its_value_and_its_worry() -> None:

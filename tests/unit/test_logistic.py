@@ -80,6 +80,28 @@ def test_five_parameters_are_not_worse_than_four_where_four_are_a_step():
     assert logistic5(x, y).plcc >= logistic4(x, y).plcc - 1e-6 > plcc(x, y)
 
 
+@pytest.mark.parametrize(("n", "outlier", "times"), [(32, 1e4, 1), (32, 200, 3), (234, 1e4, 1), (1000, 50, 3)])
+@pytest.mark.filterwarnings("ignore")  # of starts that are far off
+def test_scores_far_from_all_others_do_not_hide_the_optimum(n, outlier, times):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=n)
+    x[:times] = outlier
+    y = np.where(x == outlier, 0, x) + 0.5 * rng.normal(size=n)
+    found, _ = curve_fit(curve4, x, y, p0=(y.max(), y.min(), 0, 1), maxfev=10_000)
+    best = plcc(curve4(x, *found), y)
+    assert logistic4(x, y).plcc == pytest.approx(best, abs=1e-4) and logistic5(x, y).plcc >= best - 1e-4
+    assert plcc4.weighted(x, y, np.ones((1, n)))[0] == pytest.approx(best, abs=3e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_with_a_heavy_tail_are_fitted_in_their_bulk():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=242)
+    x, y = np.exp(3 * z), 3 * z + rng.normal(size=242)
+    found, _ = curve_fit(curve4, x, y, p0=(y.max(), y.min(), np.median(x), np.median(x)), maxfev=20_000)
+    assert logistic4(x, y).plcc >= plcc(curve4(x, *found), y) - 1e-3
+
+
 def test_a_straight_relation_keeps_its_correlation():
     x = np.random.default_rng(0).normal(size=200)
     y = 3 * x + np.random.default_rng(1).normal(size=200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,15 @@ def test_the_gate_of_a_supervised_run_averages_sets_and_takes_the_weakest_bound(
     assert srcc == pytest.approx(1) and gain > 0 and low <= gain
     assert heldout_srcc([chosen, chosen], good, bad, 0.9, 0) == pytest.approx((srcc, gain, low))
     assert all(np.isnan(heldout_srcc([chosen], {hashes[0]: 1.0}, {hashes[0]: 1.0}, 0.9, 0)))
+
+
+def test_a_bound_that_one_set_lacks_is_not_defined_in_whatever_order_the_sets_come(folder: Path) -> None:
+    chosen, hashes = _set(folder), [record.sha256 for record in _set(folder).records]
+    good, bad = dict(zip(hashes, range(N), strict=True)), dict(zip(hashes, [k % 3 for k in range(N)], strict=True))
+    few = replace(chosen, records=chosen.records[:2], mos=chosen.mos[:2])  # most resamples of two are one image twice
+    for sets in ([chosen, few], [few, chosen]):
+        srcc, gain, low = heldout_srcc(sets, good, bad, 0.9, 0)
+        assert np.isfinite([srcc, gain]).all() and np.isnan(low)
 
 
 def test_sets_are_named_by_how_many_and_what_they_hold(folder: Path) -> None:

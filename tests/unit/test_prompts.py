@@ -188,6 +188,22 @@ def test_broken_folders_are_told_apart(tmp_path: Path) -> None:
         PixelPrompt.load(tmp_path / "p")
 
 
+def test_a_config_without_a_hash_or_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    body = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: body[key] for key in body if key != "sha"}))
+    with pytest.raises(DataError, match="cannot be read as a prompt .'sha'"):
+        PixelPrompt.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**body, "schema": 99}))
+    with pytest.raises(DataError, match="written by a newer evoprompt"):
+        PixelPrompt.load(tmp_path)
+
+
+def test_all_files_of_a_prompt_may_be_read_by_the_same_people(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -195,6 +195,12 @@ def test_a_failed_run_says_why(run: Path) -> None:
     assert "[failed after 2 of 2 rounds: the loss became nan at step 3 (lr 9)]" in first
 
 
+def test_a_gain_without_a_bound_is_said_so(run: Path) -> None:
+    _change(run, 1, **{"gate/gain_low": None})  # type: ignore[arg-type]
+    assert "(at least how much, so few images cannot tell)" in verdict(run)[0]
+    write_report(run)
+
+
 def test_a_run_whose_run_json_lags_behind_is_judged_by_its_rounds(run: Path) -> None:
     _record(run, accepted_round=0)
     assert verdict(run)[0].startswith("it helped: 1 of 2")

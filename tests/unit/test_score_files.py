@@ -27,7 +27,9 @@ def example(n: int = 6) -> tuple[Target, list[Column]]:
         split="test (by reference)",
     )
     levels = rng.dirichlet(np.ones(5), n)
-    bare = Column(name="none", kind="bare", scores=rng.normal(size=n), levels=levels, seen=np.zeros(n, bool))
+    none = np.zeros(n, bool)
+    told = {"judge": "owl@1", "precision": "bfloat16, 8bit"}
+    bare = Column(name="none", kind="bare", scores=rng.normal(size=n), levels=levels, seen=none, **told)
     scores = rng.normal(size=n)
     scores[2] = np.nan
     seen = np.arange(n) < 2
@@ -43,7 +45,8 @@ def test_what_is_written_is_read_again_to_the_last_bit(tmp_path: Path) -> None:
     assert np.array_equal(again.mos, target.mos)
     assert again.std is not None and target.std is not None and np.array_equal(again.std, target.std)
     assert (again.groups, again.grouping, again.factors) == (target.groups, target.grouping, target.factors)
-    assert (again.ends, again.split) == (target.ends, target.split)
+    assert (again.ends, again.split, again.direction) == (target.ends, target.split, target.direction)
+    assert [(column.judge, column.precision) for column in file.columns] == [("owl@1", "bfloat16, 8bit"), ("", "")]
     for column, other in zip(file.columns, columns, strict=True):
         assert np.array_equal(column.scores, other.scores, equal_nan=True)
         assert (column.name, column.kind, column.method) == (other.name, other.kind, other.method or other.name)
@@ -61,7 +64,7 @@ def test_what_labels_know_is_stated_with_the_scores(tmp_path: Path) -> None:
     assert target.split == "none, all images as given" and target.direction == "lower was better, negated"
     assert target.groups is None and target.factors == {} and target.mos.tolist() == [-1, -2, -3]
     known = replace(plain, groups=("I1", "I1", "I2"), grouping="reference", level=(1.0, 2.5, 3.0), range=(-5.0, -1.0))
-    target = target_of(replace(known, part="test", how="in the file", leaky="2 references are on both sides."))
+    target = target_of(replace(known, part="test", how="in the file", leaky="leaky: 2 references are on both sides."))
     assert target.split == "test (in the file); LEAKY: 2 references are on both sides"
     assert (target.grouping, target.groups, target.ends) == ("reference", ("I1", "I1", "I2"), (-5.0, -1.0))
     assert target.factors == {"level": ("1", "2.5", "3")}
@@ -81,6 +84,16 @@ def test_images_are_matched_by_name_then_path_then_file_name(tmp_path: Path) -> 
     (tmp_path / "s.csv").write_text(f"image,score\n{paths[1]},2\nelsewhere/c.png,3\na.png,1\n")
     column = read_scores(tmp_path / "s.csv").on(["a.png", "b.png", "c.png"], paths)[0]
     assert column.scores.tolist() == [1, 2, 3]
+
+
+def test_a_file_name_that_several_images_share_belongs_to_none_of_them(tmp_path: Path) -> None:
+    names = ["a/0.png", "b/0.png", "a/1.png"]
+    paths = [tmp_path / name for name in names]
+    (tmp_path / "s.csv").write_text("image,score\n0.png,1\n1.png,2\n")
+    with pytest.raises(DataError, match=r"file names that several images share: a/0.png; b/0.png. Call them there as"):
+        read_scores(tmp_path / "s.csv").on(names, paths)
+    (tmp_path / "s.csv").write_text("image,score\na/0.png,1\nb/0.png,2\nelsewhere/1.png,3\n")
+    assert read_scores(tmp_path / "s.csv").on(names, paths)[0].scores.tolist() == [1, 2, 3]
 
 
 def test_images_without_a_row_are_named(tmp_path: Path) -> None:
@@ -113,6 +126,10 @@ def test_images_without_a_row_are_named(tmp_path: Path) -> None:
         (
             "image,score,p_bad,p_poor,p_fair,p_good,p_excellent\na.png,1,1,0,0,0,0\nb.png,1,0,0,0,0,0\n",
             "has 1 row whose level probabilities are all 0: line 3. Correct them, or leave p_bad to p_excellent empty",
+        ),
+        (
+            "image,prompt,score,mos\na,p,1,1\nb,p,2,2\na,q,1,2\nb,q,2,1\n",
+            "p and q have different human scores of 2 images: a; b. Give every image one",
         ),
         ("", "is empty"),
     ],

@@ -34,6 +34,14 @@ def test_a_broken_file_gets_an_error_and_its_neighbours_their_scores(toy_folder:
     assert tuple(row) == columns(FAMILIES["nano"].rate[0]) and row["score"] == "" and row["p_bad"] == ""
 
 
+def test_a_truncated_picture_gets_an_error_and_its_neighbours_their_scores(toy_folder: Path) -> None:
+    torn = toy_folder / "toy03.png"
+    torn.write_bytes(torn.read_bytes()[:2000])
+    scores = Scorer(ScriptedJudge())([Image.open(toy_folder / f"toy0{k}.png") for k in (2, 3, 4)])
+    assert [s.score is None for s in scores] == [False, True, False]
+    assert "toy03.png cannot be read" in scores[1].error and "truncated" in scores[1].error
+
+
 def test_paths_pictures_and_tensors_of_one_image_score_alike(toy_folder: Path) -> None:
     path = toy_folder / "toy00.png"
     picture = Image.open(path)

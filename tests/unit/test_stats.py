@@ -96,6 +96,22 @@ def test_clusters_are_drawn_together_and_widen_the_interval():
     assert narrow.high - narrow.low < (wide.high - wide.low) / 2
 
 
+@pytest.mark.parametrize("units", [1, 2, 4])
+def test_fewer_than_five_clusters_have_a_value_but_no_interval_and_no_p(units):
+    x, y = sample(40)
+    labels = [f"r{k % units}" for k in range(40)]
+    found = bootstrap(srcc, x, y, clusters=labels)
+    assert found.value == srcc(x, y) and math.isnan(found.low) and math.isnan(found.high)
+    assert found.reason.startswith(f"{units} cluster") and found.reason.endswith(
+        "at least 5 are needed for an interval"
+    )
+    gain, p = paired_difference(srcc, x, -x, y, clusters=labels)
+    assert gain.value == pytest.approx(2 * srcc(x, y)) and math.isnan(gain.low) and math.isnan(p)
+    mean = bootstrap_mean(x, clusters=labels)
+    assert mean.value == pytest.approx(x.mean()) and math.isnan(mean.high) and mean.reason == found.reason
+    assert math.isfinite(bootstrap(srcc, x, y, clusters=[f"r{k % 5}" for k in range(40)]).low)
+
+
 def test_clusters_of_one_image_each_are_none_whatever_they_are_called():
     x, y = sample(30)
     assert bootstrap(srcc, x, y, clusters=[f"{k * 7 % 30:02d}" for k in range(30)]) == bootstrap(srcc, x, y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -19,9 +20,10 @@ from scipy.stats import spearmanr
 from evoprompt.errors import JudgeError, RunError
 from evoprompt.images import fit_image, read_image
 from evoprompt.scoring import score_views
+from evoprompt.stats import Interval
 from evoprompt.study import Plan, plan_study, presentations, run_study
 from evoprompt.study_questions import FULL_REFERENCE, NO_REFERENCE, System
-from evoprompt.study_results import Found, find, row_of, summary, write_study
+from evoprompt.study_results import Found, find, row_of, stated, summary, write_study
 from evoprompt.study_sets import StudySet
 
 N = 24
@@ -164,7 +166,7 @@ def test_full_reference_compares_within_a_reference_and_shows_it_first(toys_with
         row = row_of(plan, ALL[name], system)
         assert (row.missing, row.images) == (0, 16), name
         assert row.references == 2
-        assert np.isfinite(row.srcc.low)
+        assert np.isnan(row.srcc.low) and row.srcc.reason == "2 references have a value; at least 5 are needed"
         if not name.startswith("single"):
             assert row.right > 0.95 and row.srcc.value > 0.9, name
 
@@ -257,7 +259,8 @@ def test_the_files_of_a_study(toys_with_mos: StudySet, tmp_path: Path) -> None:
     answers = run_study(ScriptedJudge(silent=0.2), [plan], systems, IDENTITY, out, 16, lambda n=1, **_: None)
     found = {(s.name, "toys"): find(plan, s, answers) for s in systems}
     rows = [row_of(plan, s, found[s.name, "toys"]) for s in systems]
-    write_study(out, IDENTITY, [plan], answers, rows, found)
+    sets = {"toys": {"labels": "t.csv", "n": N, "split": "test (its own); LEAKY: 2 of 3", "direction": "negated"}}
+    write_study(out, IDENTITY, sets, [plan], answers, rows, found)
     body = json.loads((out / "study.json").read_text())
     assert [row["system"] for row in body["rows"]] == ["single-standard", "multiple-standard"]
     assert body["rows"][0]["right"] is None and body["judge"] == "scripted@0"
@@ -271,7 +274,17 @@ def test_the_files_of_a_study(toys_with_mos: StudySet, tmp_path: Path) -> None:
     assert rows[0].srcc.value == pytest.approx(again, abs=1e-6)
     page = (out / "study.html").read_text()
     assert page.count("<svg") == 1 and page.count('class="dot') == 2 and "single-standard" in page
-    assert "| single-standard | " in (out / "table.md").read_text()
+    table = (out / "table.md").read_text()
+    assert "| single-standard | " in table
+    for text in (table, page):
+        assert (
+            "toys: t.csv, 24 images; split: test (its own); LEAKY: 2 of 3; MOS: negated. Judge: scripted@0, prompt"
+            in text
+        )
+    assert body["protocol"] == sets
+    few = replace(rows[0], srcc=Interval(0.5, math.nan, math.nan, "too few"))
+    assert "| single-standard | 0.500 |" in stated(IDENTITY, sets, [few])
+    assert "- toys, single-standard: too few" in stated(IDENTITY, sets, [few])
 
 
 def read(path: Path) -> Iterator[dict[str, str]]:

@@ -147,6 +147,21 @@ def test_sampled_votes_are_drawn_from_coordinates_and_counted_by_majority() -> N
         assert label.target in (0.0, 0.5, 1.0)
 
 
+@pytest.mark.parametrize("draws", [1, 32])
+def test_each_source_is_drawn_as_often_as_the_recipe_says_whatever_else_is_asked(draws: int) -> None:
+    config = VoteConfig(mode="sampled", draws=draws, wordings=2, views=2, min_confidence=0.5)
+    pairs = pairs_of(np.arange(4))
+
+    def drawn(*sources: str) -> list[Vote]:
+        return collect_votes(Seen(ScriptedJudge(), range(4), _pixels, 4), pairs, config, sources, (5, 1))
+
+    both = drawn("compare", "rate")
+    for source in ("compare", "rate"):
+        labels = count_votes(both, config, (source,))
+        assert [label.n_votes for label in labels] == [draws] * len(pairs)
+        assert labels == count_votes(drawn(source), config, (source,))
+
+
 def test_many_draws_approach_the_exact_share() -> None:
     config = VoteConfig(mode="sampled", draws=20_000, wordings=1, views=1, min_confidence=0.5)
     votes = collect_votes(
