@@ -236,10 +236,13 @@ def complete(target: Target, columns: Sequence[Column]) -> tuple[Target, list[Co
     return target.only(rows), [column.only(rows) for column in columns], int((~whole).sum())
 
 
-def measure_on(judge: Judge, labels: Labels, batch_size: int) -> Callable[[PixelPrompt, Path], dict[str, float]]:
+def measure_on(
+    judge: Judge, labels: Labels, batch_size: int, say: Callable[[str], None] = lambda text: None
+) -> Callable[[PixelPrompt, Path], dict[str, float]]:
     """All that evolution may know of labels: a function from a prompt to numbers, which also writes ``eval.json``.
 
-    All processes of a job must call it, and share the scoring; the first alone has the numbers and writes.
+    All processes of a job must call it, and share the scoring; the first alone has the numbers and writes. Before the
+    first round it says so when the human scores seem to run the other way.
     """
     from evoprompt.processes import rank
     from evoprompt.scoring import score_labels
@@ -252,6 +255,14 @@ def measure_on(judge: Judge, labels: Labels, batch_size: int) -> Callable[[Pixel
             return {}
         _check_mos(labels.mos)
         numbers = {key: bootstrap(statistic, scores, labels.mos, **how) for key, statistic in STATISTICS.items()}
+        found = numbers["srcc"]
+        if not prompt.origin.round and found.high < 0:
+            say(
+                f"warning  {labels.path}: the judge scores images lower at the start the higher their MOS (SRCC "
+                f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]). If lower is better there, numbers on these "
+                f"images have the wrong sign; 'evoprompt evaluate {folder.parent.parent} --eval-mos {labels.path} "
+                "--lower-better' has the right one."
+            )
         row = Evaluation("prompt", len(labels), numbers["srcc"], numbers["plcc"], numbers["krcc"])
         write_json(folder / "eval.json", {"labels": str(labels.path), **row.to_dict()})
         return {name: value.value for name, value in numbers.items()}

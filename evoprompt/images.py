@@ -162,12 +162,12 @@ def fit_image(image: Image.Image, fit: str, size: int, views: int = 1) -> NDArra
 
     - `pad`: centred on a square of the CLIP mean colour, then bicubic to `size`. All of the image, true proportions.
     - `squash`: stretched to a square of its longer edge, then bicubic to `size`: two steps, as mPLUG-Owl2 does it.
-    - `crop`: shorter edge bicubic to `size`, then the centre. Loses the ends of long images.
+    - `crop`: shorter edge bicubic to `size`, then the centre as torchvision cuts it. Loses the ends of long images.
     - `tiles`: pieces of `size` pixels from the centre at native scale, so that resizing hides no artefact. Only an
       image whose shorter edge is below 2 * `size` is scaled, up to that. Pieces form a block whose longer side follows
       the image's, 2 x 2 for four; they touch, or overlap evenly where the image is too short for the block.
 
-    `pad`, `squash` and `crop` equal the CLIP image processor (Pillow backend) of the released checkpoints bit for bit.
+    `pad` and `squash` equal the CLIP image processor (Pillow backend) of the released checkpoints bit for bit.
 
     Args:
         image: Mode RGB, any size.
@@ -216,7 +216,7 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
 def _crop(image: Image.Image, size: int) -> Image.Image:
     shorter = min(image.size)
     width, height = size * image.width // shorter, size * image.height // shorter
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = (round((edge - size) / 2) for edge in (width, height))
     return image.resize((width, height), _BICUBIC).crop((left, top, left + size, top + size))
 
 

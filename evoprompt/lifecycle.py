@@ -24,13 +24,13 @@ from evoprompt.evolution import Evolution, Measure, now
 from evoprompt.health import split_images
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
-from evoprompt.mos import MosSet, images_of, keys_of, said_of, trainable
+from evoprompt.mos import MosSet, check_mixture, images_of, keys_of, said_of, trainable
 from evoprompt.processes import from_first, world
 from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.questions import LEVELS
 from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import Run, read_record, write_text
-from evoprompt.scoring import fits
+from evoprompt.scoring import fits, same_geometry
 from evoprompt.tracking import Console, Mirror
 from evoprompt.voting import check_vote, sources_of
 
@@ -59,7 +59,7 @@ def evolve(
         out: the run directory; new or empty.
         judge: the frozen judge, as ``recipe.judge`` names it.
         sets: human scores to mix in, see ``mos.read_sets``.
-        init_prompt: warm start; None = zeros, the bare judge.
+        init_prompt: warm start, of the recipe's geometry; None = zeros, the bare judge.
         measure: see ``Evolution``.
         force: go on with a judge whose votes are at chance.
         console: for people.
@@ -102,7 +102,7 @@ def train(
         sets: human scores of at least 8 images in all, see ``mos.read_sets``.
         out: the run directory; new or empty.
         judge: the frozen judge, as ``recipe.judge`` names it.
-        init_prompt: warm start; None = zeros, the bare judge.
+        init_prompt: warm start, of the recipe's geometry; None = zeros, the bare judge.
         measure: see ``Evolution``.
         console: for people.
         mirror: takes the metrics of each round.
@@ -125,11 +125,18 @@ def train(
     return out
 
 
-def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[MosSet], supervised: bool) -> None:
-    """Check what only recipe, images, judge and human scores together can tell.
+def check_plan(
+    recipe: Recipe,
+    images: ImageSet,
+    judge: Judge,
+    sets: Sequence[MosSet],
+    supervised: bool,
+    init_prompt: PixelPrompt | None = None,
+) -> None:
+    """Check what only recipe, images, judge, human scores and the prompt to start from together can tell.
 
     Raises:
-        DataError: with too few images, or too few to train on when some are held out.
+        DataError: with too few images, or too few to train on when some are held out; with a prompt of another judge.
         RecipeError: with what is wrong and what to set.
     """
     if len(images) < MIN_IMAGES:
@@ -139,6 +146,9 @@ def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[Mo
             f"give at least {MIN_IMAGES}."
         )
     check_vote(recipe.vote, judge)
+    if init_prompt is not None:
+        fits(init_prompt, judge)
+        same_geometry(init_prompt.config, recipe.prompt)
     if recipe.grpo.rationale:
         answers_of(judge, recipe.grpo)
     if not sets:
@@ -152,10 +162,13 @@ def check_plan(recipe: Recipe, images: ImageSet, judge: Judge, sets: Sequence[Mo
             f"mos.objective {recipe.mos.objective} needs the five levels, but question {question.name} is answered "
             f"with {', '.join(question.answers)}; set -s judge.question=auto or -s mos.objective=mse."
         )
-    if recipe.train.objective == "grpo" and recipe.grpo.engine == "trl":
-        raise RecipeError("grpo.engine trl takes votes only, no human scores; set -s grpo.engine=native.")
-    if not supervised and recipe.mos.fraction == 0:
-        raise RecipeError("mos.fraction is 0, so no human score would be used; set it above 0 or give none.")
+    if not supervised:
+        check_mixture(recipe)
+    elif recipe.train.objective == "grpo":
+        raise RecipeError(
+            "train.objective grpo rewards answers by votes, and a run on human scores alone takes none; leave it at "
+            "fidelity and choose the loss against human scores with mos.objective."
+        )
 
 
 def _begin(
@@ -168,9 +181,7 @@ def _begin(
     made: Mapping[str, Any],
 ) -> Run:
     """A new run directory with everything a resumed run reads."""
-    check_plan(recipe, images, judge, sets, made["kind"] == "train")
-    if init_prompt is not None:
-        fits(init_prompt, judge)
+    check_plan(recipe, images, judge, sets, made["kind"] == "train", init_prompt)
     record = {
         "version": __version__,
         "fingerprint": recipe.fingerprint(),
@@ -380,11 +391,12 @@ def _save_sets(path: Path, sets: Sequence[MosSet]) -> None:
             {
                 **_columns(chosen.records),
                 "set": [chosen.name] * len(chosen),
+                "number": [number] * len(chosen),
                 "mos": chosen.mos,
                 "std": np.full(len(chosen), np.nan) if chosen.std is None else chosen.std,
             }
         )
-        for chosen in sets
+        for number, chosen in enumerate(sets)
     ]
     parquet.write_table(pyarrow.concat_tables(tables), path)
 
@@ -399,11 +411,13 @@ def _load_sets(path: Path) -> tuple[MosSet, ...]:
     rows = parquet.read_table(path).to_pylist()
     records = _unchanged(Catalogue(path))
     sets = []
-    for name in dict.fromkeys(row["set"] for row in rows):
-        members = [k for k, row in enumerate(rows) if row["set"] == name]
+    # Runs of before sets had numbers tell them apart by name alone.
+    kept = [(row.get("number"), row["set"]) for row in rows]
+    for one in dict.fromkeys(kept):
+        members = [k for k, other in enumerate(kept) if other == one]
         mos, std = (np.array([rows[k][key] for k in members]) for key in ("mos", "std"))
         known = None if np.isnan(std).all() else std
-        sets.append(MosSet(name=name, records=tuple(records[k] for k in members), mos=mos, std=known))
+        sets.append(MosSet(name=one[1], records=tuple(records[k] for k in members), mos=mos, std=known))
     return tuple(sets)
 
 

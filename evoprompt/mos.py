@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evoprompt.catalogue import ImageRecord
-from evoprompt.config import MosConfig, parts, scale_ends
+from evoprompt.config import MosConfig, Recipe, parts, scale_ends
 from evoprompt.errors import DataError, RecipeError, listed
 from evoprompt.images import ImageSet
 from evoprompt.judge import Judge
@@ -21,7 +21,7 @@ from evoprompt.labels import Labels, open_labels
 from evoprompt.ladder import Pool
 from evoprompt.scoring import score_views
 from evoprompt.stats import Interval, bootstrap, paired_difference, srcc
-from evoprompt.steps import MosBatch
+from evoprompt.steps import MosBatch, mos_steps
 from evoprompt.tracking import Console
 from evoprompt.voting import dealt, plan_groups
 
@@ -35,7 +35,7 @@ class MosSet:
     """Images with human scores of one set, higher is better.
 
     Attributes:
-        name: the file it was read from.
+        name: the file it was read from, FILE#PART where it is a part of its split.
         records: the images.
         mos: (N,) float64 in [1, 5].
         std: (N,) float64, at least 0, their deviations on that scale, or None when they are not known.
@@ -68,19 +68,34 @@ def read_sets(files: Sequence[Path], config: MosConfig, console: Console | None 
 
     Raises:
         RecipeError: when ``range`` or ``better`` has as many values as there are files in no way.
-        DataError: when a file cannot be used, see ``read_labels`` and ``on_one_scale``; of all files at once.
+        DataError: when a file cannot be used, see ``read_labels`` and ``on_one_scale``; of all files at once. When rows
+            of a file would be in two sets.
     """
     ranges, ways = (_for_each(files, key, getattr(config, key)) for key in ("range", "better"))
     sets, problems = [], []
+    taken: dict[tuple[Path, str], Path] = {}
     for path, ends, way in zip(files, ranges, ways, strict=True):
         try:
             labels = open_labels(path, console or Console(quiet=True), lower_better=way == "lower")
             sets.append(on_one_scale(labels, scale_ends(ends)))
+            _refuse_again(path, labels, taken)
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError(" ".join(problems))
     return tuple(sets)
+
+
+def _refuse_again(path: Path, labels: Labels, taken: dict[tuple[Path, str], Path]) -> None:
+    """Refuse rows of a file that an earlier set has already; ``taken`` remembers which set has which."""
+    rows = [(labels.path.resolve(), name) for name in labels.names]
+    again = [row for row in rows if row in taken]
+    if again:
+        raise DataError(
+            f"{len(again)} rows of {path} are already in {taken[again[0]]}, so they would count twice. Give each file, "
+            "or each part of it, once."
+        )
+    taken.update(dict.fromkeys(rows, path))
 
 
 def _for_each(files: Sequence[Path], key: str, text: str) -> list[str]:
@@ -120,7 +135,32 @@ def on_one_scale(labels: Labels, ends: tuple[float, float] | None = None) -> Mos
     factor = (HIGH - LOW) / (high - low)
     way = high - given if labels.lower_better else given - low
     std = None if labels.std is None else labels.std * factor
-    return MosSet(name=str(path), records=labels.records, mos=np.clip(LOW + factor * way, LOW, HIGH), std=std)
+    name = f"{path}#{labels.part}" if labels.part else str(path)
+    return MosSet(name=name, records=labels.records, mos=np.clip(LOW + factor * way, LOW, HIGH), std=std)
+
+
+def check_mixture(recipe: Recipe) -> None:
+    """Check that a run on votes and human scores learns from both.
+
+    Raises:
+        RecipeError: when it would not, or when its trainer takes votes only.
+    """
+    mos, steps = recipe.mos, recipe.train.steps
+    if recipe.train.objective == "grpo" and recipe.grpo.engine == "trl":
+        raise RecipeError("grpo.engine trl takes votes only, no human scores; set -s grpo.engine=native.")
+    for key, value in (("fraction", mos.fraction), ("weight", mos.weight)):
+        if value == 0:
+            raise RecipeError(f"mos.{key} is 0, so no human score would be used; set it above 0 or give none.")
+    if mos_steps(steps, mos.fraction) == 0:
+        raise RecipeError(
+            f"mos.fraction {mos.fraction:g} of {steps} steps is less than one step, so no human score would be used; "
+            "set it or train.steps higher."
+        )
+    if mos_steps(steps, mos.fraction) == steps:
+        raise RecipeError(
+            f"mos.fraction {mos.fraction:g} leaves no step for votes; set it lower, or train on human scores alone "
+            "with 'evoprompt train'."
+        )
 
 
 def images_of(sets: Sequence[MosSet]) -> ImageSet:

@@ -90,24 +90,25 @@ def mos_preferences(mos: Tensor, std: Tensor | None, pairs: Tensor) -> Tensor:
         pairs: (P, 2) int64, rows of the batch.
 
     Returns:
-        (P,) float32 probabilities.
+        (P,) float64 probabilities on the CPU; what is missing to 1 is known as exactly as what is above 0.
     """
+    mos, std = mos.cpu().double(), None if std is None else std.cpu().double()
     a, b = pairs[:, 0], pairs[:, 1]
     gap = mos[a] - mos[b]
     certain = (torch.sign(gap) + 1) / 2
     if std is None:
-        return certain.float()
+        return certain
     noise = torch.hypot(std[a], std[b])
-    return torch.where(noise > 0, torch.special.ndtr(gap / noise), certain).float()
+    return torch.where(noise > 0, torch.special.ndtr(gap / noise), certain)
 
 
 def _order_fidelity(logits: Tensor, values: Tensor, mos: Tensor, std: Tensor | None, train: TrainConfig) -> Tensor:
     """Fidelity between the ratings and the order of the MOS over all pairs of the batch."""
     if len(mos) < 2:
         raise ValueError("fidelity compares images, so a batch needs at least two")
-    pairs = torch.combinations(torch.arange(len(mos), device=mos.device))
+    pairs = torch.combinations(torch.arange(len(mos)))
     targets = mos_preferences(mos, std, pairs)
-    return rating_fidelity(logits, values, pairs.to(logits.device), targets.to(logits.device), train)
+    return rating_fidelity(logits, values, pairs.to(logits.device), targets, train)
 
 
 def _soft_divergence(logits: Tensor, labels: Tensor) -> Tensor:

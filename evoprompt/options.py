@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -13,6 +14,9 @@ from click.core import ParameterSource
 from evoprompt.config import FEWER_BITS, Recipe
 from evoprompt.errors import StartError
 from evoprompt.recipe_files import load_recipe
+
+if TYPE_CHECKING:
+    from evoprompt.prompts import PromptConfig
 
 
 class _Out(click.Path):
@@ -111,6 +115,13 @@ def recipe_of(ctx: click.Context, judge: str | None = None) -> Recipe:
         # The family in a recipe is that of the judge in it.
         named = named if judge is None else ["judge.family=auto", *named]
     return load_recipe(name, [*named, *ctx.params["overrides"]])
+
+
+def started_from(recipe: Recipe, start: PromptConfig, overrides: Sequence[str]) -> Recipe:
+    """A recipe with the geometry of the prompt that the run starts from, but for keys that ``-s`` gives."""
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    keys = [key for key in asdict(recipe.prompt) if f"prompt.{key}" not in typed]
+    return replace(recipe, prompt=replace(recipe.prompt, **{key: getattr(start, key) for key in keys}))
 
 
 def judge_named(ctx: click.Context) -> str | None:

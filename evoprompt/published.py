@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from pathlib import Path
 
@@ -79,9 +78,15 @@ def _load(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). Give a visual_prompt.pth.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} is not a file of plain tensors ({reason}). Give a visual_prompt.pth.") from error
+    except (
+        Exception
+    ) as error:  # of any kind where the bytes are no such file; torch's text says how to run what is in it
+        begins = path.open("rb").read(24)
+        known = f"; it begins with {begins.decode()!r}" if begins.isascii() and begins.strip() else ""
+        raise DataError(
+            f"{path} is not a file of plain tensors ({path.stat().st_size:,} bytes{known}). Give a visual_prompt.pth, "
+            "or download it again."
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise DataError(f"{path} holds something else than tensors by name. Give a visual_prompt.pth.")
     return {str(name): x.float() for name, x in found.items()}

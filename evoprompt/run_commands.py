@@ -18,6 +18,7 @@ from evoprompt.options import (
     PATH,
     combine,
     recipe_of,
+    started_from,
     with_eval_mos,
     with_judge,
     with_recipe,
@@ -142,6 +143,8 @@ def _run_on(
 
     console = Console(quiet=rank() > 0)
     init = load_prompt(options["init_prompt"])
+    if init is not None:
+        recipe = started_from(recipe, init.config, options["overrides"])
     labels = open_labels(options["eval_mos"], console) if options["eval_mos"] else None
     sets = read_sets(train_mos, recipe.mos, console)
     with first_of_machine():
@@ -152,7 +155,7 @@ def _run_on(
         labels = unseen(labels, chain(before, used), options["seen"], console)
     with first_of_machine():
         judge = open_judge(recipe, device, console)
-    lifecycle.check_plan(recipe, images, judge, sets, supervised)
+    lifecycle.check_plan(recipe, images, judge, sets, supervised, init)
     for line in lifecycle.plan_lines(recipe, judge, images, out, sets, supervised):
         console.say(line)
     if options["dry_run"]:
@@ -162,7 +165,7 @@ def _run_on(
         return
     shared: dict[str, Any] = {
         "init_prompt": init,
-        "measure": None if labels is None else measure_on(judge, labels, recipe.eval.batch_size),
+        "measure": None if labels is None else measure_on(judge, labels, recipe.eval.batch_size, console.say),
         "console": console,
         "mirror": open_mirror("none" if rank() else options["track"], out, recipe, console),
         "provenance": {
@@ -233,7 +236,8 @@ def _resume_on(
         if not evaluated:
             return None
         labels = open_labels(Path(evaluated["path"]), console)
-        return measure_on(judge, unseen(labels, seen_by(run), evaluated["seen"], console), recipe.eval.batch_size)
+        labels = unseen(labels, seen_by(run), evaluated["seen"], console)
+        return measure_on(judge, labels, recipe.eval.batch_size, console.say)
 
     def load(recipe: Recipe) -> Judge:
         with first_of_machine():

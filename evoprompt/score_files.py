@@ -272,7 +272,7 @@ def _target(table: Table, rows: Sequence[int]) -> Target:
     return Target(
         images=tuple(names[row] for row in rows),
         mos=_numbers(table, "mos", rows),
-        std=_numbers(table, "std", rows) if table.find(("std",)) is not None else None,
+        std=_numbers(table, "std", rows, at_least=0.0) if table.find(("std",)) is not None else None,
         groups=words(grouping),
         grouping=grouping,
         factors={name: values for name, values in factors.items() if values is not None},
@@ -306,23 +306,30 @@ def _texts(table: Table, name: str) -> list[str] | None:
 def _matrix(table: Table, names: Sequence[str], rows: Sequence[int]) -> Floats | None:
     if any(table.find((name,)) is None for name in names):
         return None
-    return np.stack([_numbers(table, name, rows, gaps=True) for name in names], axis=1)
+    levels = np.stack([_numbers(table, name, rows, gaps=True, at_least=0.0) for name in names], axis=1)
+    if empty := [f"line {table.lines[row]}" for row, sum_ in zip(rows, levels.sum(axis=1), strict=True) if sum_ == 0]:
+        raise DataError(
+            f"{table.path} has {counted(len(empty), 'row')} whose level probabilities are all 0: {listed(empty)}. "
+            f"Correct them, or leave {names[0]} to {names[-1]} empty there."
+        )
+    return levels
 
 
-def _numbers(table: Table, name: str, rows: Sequence[int], gaps: bool = False) -> Floats:
-    """A column's numbers; empty cells are NaN where ``gaps`` are allowed."""
+def _numbers(table: Table, name: str, rows: Sequence[int], gaps: bool = False, at_least: float = -math.inf) -> Floats:
+    """A column's numbers, none below ``at_least``; empty cells are NaN where ``gaps`` are allowed."""
     cells, values, problems = _texts(table, name) or [], [], []
     for row in rows:
         try:
             value = math.nan if gaps and not cells[row] else float(cells[row])
-            good = math.isfinite(value) or (gaps and not cells[row])
+            good = (math.isfinite(value) and value >= at_least) or (gaps and not cells[row])
         except ValueError:
             value, good = math.nan, False
         values.append(value)
         problems += [] if good else [f"line {table.lines[row]} '{cells[row]}'"]
     if problems:
+        low = "" if at_least == -math.inf else f" of at least {at_least:g}"
         raise DataError(
-            f"{table.path} column '{name}' has {len(problems)} cells that are no finite numbers: {listed(problems)}. "
-            "Correct them" + (", or leave them empty for images without a score." if gaps else ".")
+            f"{table.path} column '{name}' has {len(problems)} cells that are no finite numbers{low}: "
+            f"{listed(problems)}. Correct them" + (", or leave them empty for images without a score." if gaps else ".")
         )
     return np.array(values, dtype=np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import cast
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from evoprompt.ahead import ahead
 from evoprompt.anchors import AnchorRater, Anchors, find_anchors
-from evoprompt.config import FEWER_BITS
-from evoprompt.errors import DataError
+from evoprompt.config import FEWER_BITS, PixelConfig, shown
+from evoprompt.errors import DataError, RecipeError, listed
 from evoprompt.images import as_rgb, fit_image, read_image
 from evoprompt.judge import NANO, Judge, OwlJudge, load_judge, to_pixels
 from evoprompt.labels import Labels
 from evoprompt.processes import in_turns, rank, world
-from evoprompt.prompts import PixelPrompt
+from evoprompt.prompts import PixelPrompt, PromptConfig
 from evoprompt.questions import LEVELS, OTHER, Preprocess, Question
 from evoprompt.small_cards import Quantization
 from evoprompt.tracking import Update
@@ -318,6 +318,24 @@ def fits(prompt: PixelPrompt, judge: Judge) -> None:
             f"the prompt was evolved for question {origin.question} and preprocessing {prompt.config.preprocess}; this "
             f"judge rates with {question} and {judge.family.preprocess}. Set -s judge.question={origin.question} "
             f"-s judge.preprocess={prompt.config.preprocess}."
+        )
+
+
+def same_geometry(start: PromptConfig, wanted: PixelConfig) -> None:
+    """Check that a recipe asks for the geometry of the prompt that a run starts from, because that is what is trained.
+
+    Raises:
+        RecipeError: with the keys that differ.
+    """
+    wrong = [
+        f"prompt.{key} {shown(value)}, not {shown(has)}"
+        for key, value in asdict(wanted).items()
+        if value != (has := getattr(start, key))
+    ]
+    if wrong:
+        raise RecipeError(
+            f"the recipe differs from the prompt to start from: {listed(wrong)}. Leave these keys out, or start "
+            "without --init-prompt."
         )
 
 

@@ -84,13 +84,17 @@ def fidelity_loss(z: Tensor, target: Tensor) -> Tensor:
     if z.ndim != 1 or z.shape != target.shape:
         raise ValueError(f"z {tuple(z.shape)} and target {tuple(target.shape)} must both be (P,)")
     z = _precise(z)
-    target = target.detach().to(z)
+    # In float64, so that 1 - target is as exact near 1 as target is near 0; on the CPU, as not every device has that.
+    target = target.detach().cpu().double()
     if not bool(((target >= 0) & (target <= 1)).all()):
         raise ValueError("targets must lie in [0, 1]")
+    # Beyond, both roots are 0 or 1 and flat, in float64, too; further out log Phi overflows, and 0 times that is NaN.
+    z = z.clamp(-60, 60)
     root_q = torch.exp(torch.special.log_ndtr(z) / 2)
     root_not_q = torch.exp(torch.special.log_ndtr(-z) / 2)
     # Both distributions sum to one, so the loss is half the squared distance of their roots: no cancellation near 0.
-    return ((target.sqrt() - root_q).square() + ((1 - target).sqrt() - root_not_q).square()) / 2
+    root_t, root_not_t = target.sqrt().to(z), (1 - target).sqrt().to(z)
+    return ((root_t - root_q).square() + (root_not_t - root_not_q).square()) / 2
 
 
 def scale_from_pairs(pairs: ArrayLike, wins: ArrayLike, n_images: int) -> NDArray[np.float64]:

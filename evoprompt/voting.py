@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evoprompt.ahead import Ahead
 from evoprompt.config import EvalConfig, VoteConfig
-from evoprompt.errors import RecipeError
+from evoprompt.errors import RecipeError, RunError
 from evoprompt.judge import Judge, preference_logits, to_pixels
 from evoprompt.questions import Question
 from evoprompt.runs import stream
@@ -395,6 +395,9 @@ def control_labels(labels: Sequence[PseudoLabel], control: str, rng: np.random.G
         control: ``none``; ``random-labels``: a coin decides which image of each pair is called the better one;
             ``shuffled-labels``: the labels kept are dealt to other kept pairs.
         rng: random stream.
+
+    Raises:
+        RunError: when labels are to be dealt and one pair alone was kept.
     """
     if control == "random-labels":
         heads = rng.random(len(labels)) < 0.5
@@ -405,6 +408,11 @@ def control_labels(labels: Sequence[PseudoLabel], control: str, rng: np.random.G
     told = list(labels)
     if control == "shuffled-labels":
         kept = np.array([k for k, label in enumerate(labels) if label.kept], dtype=np.int64)
+        if len(kept) == 1:
+            raise RunError(
+                "one pair alone passed vote.min_confidence, so its label can be dealt to no other pair. Lower it, or "
+                "ask for more pairs."
+            )
         for place, giver in zip(kept, dealt(kept, rng), strict=True):
             told[place] = replace(labels[giver], pair=labels[place].pair, a=labels[place].a, b=labels[place].b)
     return told

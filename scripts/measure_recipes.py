@@ -83,6 +83,9 @@ def main() -> None:
         "[three seeds and controls](../docs/results/compare_nano.md) say what such gains are worth. Memory is the peak",
         "of the process so far. Minutes are of one CPU core that other jobs shared. What the recipes do with a 7B",
         "judge has not been measured.", "",
+        "supervised-vp ran with the embedded judge's own preparation of images and its own four words",
+        "(`judge.preprocess: own`, `judge.question: good-excellent`), not with those of its recipe; the bare judge of",
+        "its row is read by these four words, too, and so has another SRCC than in the other rows.", "",
         "| recipe | bare SRCC | SRCC | gain | minutes | peak MiB |", "|---|---|---|---|--:|--:|", *rows, "",
     ]  # fmt: skip
     page = recipe_dir() / "README.md"

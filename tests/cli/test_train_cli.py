@@ -11,6 +11,8 @@ from conftest import write_photos
 
 from evoprompt.cli import main
 from evoprompt.evolution import Evolution
+from evoprompt.prompts import Origin, PixelPrompt, PromptConfig
+from evoprompt.scoring import load_prompt
 
 TINY = [
     "--device", "cpu",
@@ -99,6 +101,26 @@ def test_a_dry_run_says_what_will_be_trained_on(arguments: list[str], said: str,
     assert result.exit_code == 0, result.output
     assert said in result.stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_has_the_geometry_of_the_prompt_it_starts_from(photos: Path, tmp_path: Path) -> None:
+    nano = load_prompt("owl2-nano")
+    assert nano is not None
+    patch = PixelPrompt(PromptConfig(kind="patch", image_size=160, size=40, strength=0.5), nano.origin)
+    patch.save(tmp_path / "patch")
+    base = ["evolve", "--unlabeled", photos, "-o", tmp_path / "r", "--dry-run", *TINY]
+    result = run(*base, "--init-prompt", tmp_path / "patch")
+    assert result.exit_code == 0 and "prompt   patch 40 px: 4,800 values trained" in result.stderr
+    assert run(*base, "--init-prompt", tmp_path / "patch", "-s", "prompt.size=40").exit_code == 0
+    result = run(*base, "--init-prompt", "owl2-nano", "-s", "prompt.kind=patch", "-s", "prompt.size=40")
+    assert result.exit_code == 2 and "the prompt to start from: prompt.kind patch, not border" in result.stderr
+
+
+def test_a_dry_run_refuses_a_prompt_of_another_judge(photos: Path, tmp_path: Path) -> None:
+    PixelPrompt(PromptConfig(), Origin(judge="MAGAer13/mplug-owl2-llama2-7b")).save(tmp_path / "large")
+    for command in (["evolve", "--unlabeled", photos], ["train", "--train-mos", photos / "labels.csv"]):
+        result = run(*command, "-o", tmp_path / "r", "--init-prompt", tmp_path / "large", "--dry-run", *TINY)
+        assert result.exit_code == 2 and "evolved with judge MAGAer13/mplug-owl2-llama2-7b" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from evoprompt.config import Recipe
 from evoprompt.errors import DataError, JudgeError, RecipeError, RunError, StartError
 from evoprompt.evolution import Evolution
 from evoprompt.images import ImageSet, scan_images
-from evoprompt.lifecycle import evolve, resume
-from evoprompt.prompts import PixelPrompt
+from evoprompt.lifecycle import evolve, new_prompt, resume
+from evoprompt.prompts import Origin, PixelPrompt
 from evoprompt.recipe_files import load_recipe
 from evoprompt.runs import read_record, read_rounds
 from evoprompt.scoring import Scorer
@@ -223,6 +223,17 @@ def test_a_warm_start_begins_at_the_given_prompt(whole: Path, quick: Recipe, tmp
     start = PixelPrompt.load(whole / "prompt")
     run = evolve(quick, scan_images([tmp_path / "more"]), tmp_path / "run", ScriptedJudge(), init_prompt=start)
     assert read_rounds(run)[0]["prompt"] == PixelPrompt.load(whole / "prompt").sha()
+
+
+def test_a_warm_start_of_another_geometry_than_the_recipe_is_refused(
+    toys: ImageSet, quick: Recipe, tmp_path: Path
+) -> None:
+    start = new_prompt(quick, ScriptedJudge())
+    start.origin = Origin(judge="scripted", revision="0")
+    recipe = replace(quick, prompt=replace(quick.prompt, kind="patch", size=40))
+    with pytest.raises(RecipeError, match="prompt.kind patch, not border; prompt.size 40, not 8. Leave these keys out"):
+        evolve(recipe, toys, tmp_path / "run", ScriptedJudge(), init_prompt=start)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_warm_start_has_seen_the_images_of_both_runs(whole: Path, quick: Recipe, tmp_path: Path) -> None:

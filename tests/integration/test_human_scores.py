@@ -14,8 +14,10 @@ from conftest import ScriptedJudge, Stop, StoppingConsole, write_toy_images
 
 from evoprompt.config import GateConfig, GrpoConfig, MosConfig, Recipe
 from evoprompt.errors import DataError, RecipeError
+from evoprompt.evaluation import measure_on
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, load_judge
+from evoprompt.labels import read_labels
 from evoprompt.lifecycle import evolve, new_prompt, resume, train
 from evoprompt.mos import MosSet, read_sets
 from evoprompt.prompts import Origin, PixelPrompt
@@ -145,15 +147,31 @@ def test_runs_with_human_scores_killed_anywhere_resume_to_the_same_bytes(
             assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
 
 
+def test_a_resumed_run_keeps_two_parts_of_one_table_apart(quick: Recipe, tmp_path: Path) -> None:
+    truth = write_toy_images(tmp_path / "both", n=60, seed=4)
+    rows = [f"toy{k:02d}.png,{value:.5f},{'train' if k % 3 else 'val'}" for k, value in enumerate(truth)]
+    table = tmp_path / "both" / "parts.csv"
+    table.write_text("\n".join(["image,mos,split", *rows]) + "\n")
+    sets = read_sets([Path(f"{table}#train"), Path(f"{table}#val")], MosConfig())
+    whole = train(quick, sets, tmp_path / "whole", ScriptedJudge())
+    train(replace(quick, rounds=1), sets, tmp_path / "run", ScriptedJudge())
+    resume(tmp_path / "run", lambda recipe: ScriptedJudge(), rounds=2)
+    for number in (1, 2):
+        for name in ("prompt/model.safetensors", "steps.jsonl"):
+            file = f"rounds/{number:03d}/{name}"
+            assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
+
+
 def test_a_mixed_run_has_its_share_of_human_steps_and_stays_under_the_label_free_gate(
     toys: ImageSet, sets: tuple[MosSet, ...], quick: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(quick, rounds=1, mos=MosConfig(fraction=0.25, weight=0.0))
+    recipe = replace(quick, rounds=1, mos=MosConfig(fraction=0.25, weight=1e-9))
     run = _mixed(recipe, toys, sets, tmp_path / "run")
     losses = [step["train/loss"] for step in read_lines(run / "rounds/001/steps.jsonl")]
-    assert [k for k, loss in enumerate(losses) if loss == 0] == [3, 7, 11, 15, 19, 23]  # weight 0: no loss there
+    # A weight of hardly anything shows in which steps the human scores are.
+    assert [k for k, loss in enumerate(losses) if loss < 1e-8] == [3, 7, 11, 15, 19, 23]
     metrics = read_rounds(run)[1]["metrics"]
-    assert metrics["train/mos_loss_last"] == 0 < metrics["train/loss_last"]
+    assert metrics["train/mos_loss_last"] < 1e-8 < metrics["train/loss_last"]
     assert "held-out agreement" in read_rounds(run)[1]["reason"]
     origin = PixelPrompt.load(run / "rounds/001/prompt").origin
     assert origin.labels.startswith("votes and MOS of 60 images (")
@@ -235,17 +253,38 @@ def test_a_scale_that_runs_the_other_way_is_reported_and_left_alone(quick: Recip
     assert "-s mos.better=lower" in warning
 
 
+def test_scores_to_measure_on_that_run_the_other_way_are_reported_once(
+    toys: ImageSet, quick: Recipe, tmp_path: Path
+) -> None:
+    steps = replace(quick, rounds=1, train=replace(quick.train, steps=2, save_every=2))
+    warnings = []
+    for name, sign in (("dmos", -1), ("mos", 1)):
+        truth, console, judge = write_toy_images(tmp_path / name, n=60, seed=4), _Listening(), ScriptedJudge()
+        rows = [f"toy{k:02d}.png,{sign * value:.5f}" for k, value in enumerate(truth)]
+        (tmp_path / name / "labels.csv").write_text("\n".join(["image,mos", *rows]) + "\n")
+        measure = measure_on(judge, read_labels(tmp_path / name / "labels.csv"), 16, console.say)
+        evolve(steps, toys, tmp_path / "run" / name, judge, measure=measure, console=console)
+        warnings += [line for line in console.said if line.startswith("warning")]
+    (warning,) = warnings
+    assert "dmos/labels.csv: the judge scores images lower at the start the higher their MOS (SRCC -0." in warning
+    assert f"'evoprompt evaluate {tmp_path / 'run' / 'dmos'} --eval-mos " in warning and "--lower-better'" in warning
+
+
 def test_too_few_or_unusable_combinations_are_refused_before_anything_is_written(
     toys: ImageSet, sets: tuple[MosSet, ...], quick: Recipe, tmp_path: Path
 ) -> None:
     few = _labelled(tmp_path / "few", 0, n=5)
     with pytest.raises(DataError, match="5 distinct images with human scores are too few"):
         train(quick, few, tmp_path / "run", ScriptedJudge())
-    with pytest.raises(RecipeError, match="mos.fraction is 0"):
-        _mixed(replace(quick, mos=MosConfig(fraction=0.0)), toys, sets, tmp_path / "run")
+    for share in (0.0, 1.0):
+        with pytest.raises(RecipeError, match="mos.fraction"):
+            _mixed(replace(quick, mos=MosConfig(fraction=share)), toys, sets, tmp_path / "run")
     trl = replace(quick, train=replace(quick.train, objective="grpo"), grpo=replace(GRPO, engine="trl"))
     with pytest.raises(RecipeError, match="grpo.engine trl takes votes only"):
         _mixed(trl, toys, sets, tmp_path / "run")
+    for engine in ("native", "trl"):
+        with pytest.raises(RecipeError, match="a run on human scores alone takes none; .* with mos.objective"):
+            train(replace(trl, grpo=replace(trl.grpo, engine=engine)), sets, tmp_path / "run", ScriptedJudge())
     judge = load_judge(NANO, None, "auto", "float32", "cpu", "good-excellent")
     with pytest.raises(RecipeError, match="mos.objective soft-kl needs the five levels"):
         train(replace(quick, mos=MosConfig(objective="soft-kl")), sets, tmp_path / "run", judge)

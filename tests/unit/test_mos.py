@@ -16,7 +16,17 @@ from evoprompt.errors import DataError, RecipeError
 from evoprompt.health import split_images
 from evoprompt.images import ImageSet
 from evoprompt.ladder import Pool
-from evoprompt.mos import MosImages, MosSet, heldout_srcc, images_of, plan_batches, read_sets, said_of, trainable
+from evoprompt.mos import (
+    MosImages,
+    MosSet,
+    check_mixture,
+    heldout_srcc,
+    images_of,
+    plan_batches,
+    read_sets,
+    said_of,
+    trainable,
+)
 from evoprompt.recipe_files import load_recipe
 from evoprompt.steps import Batch, Steps, mos_steps
 
@@ -88,12 +98,42 @@ def test_problems_of_all_files_are_told_at_once(folder: Path) -> None:
         read_sets(files, MosConfig(range="1..5"))
 
 
+def test_parts_of_one_table_are_sets_of_their_own_and_rows_given_twice_are_refused(folder: Path) -> None:
+    table = folder / "parts.csv"
+    rows = [f"toy{k:02d}.png,{k},{'train' if k % 3 else 'val'}" for k in range(N)]
+    table.write_text("\n".join(["image,mos,split", *rows]) + "\n")
+    parts = [Path(f"{table}#train"), Path(f"{table}#val")]
+    assert [(chosen.name, len(chosen)) for chosen in read_sets(parts, MosConfig())] == [
+        (f"{table}#train", 8),
+        (f"{table}#val", 4),
+    ]
+    with pytest.raises(DataError, match="^12 rows of .*parts.csv are already in .*parts.csv, so they would count twic"):
+        read_sets([table, folder / "." / ".." / folder.name / "parts.csv"], MosConfig())
+    with pytest.raises(DataError, match="^4 rows of .*parts.csv#val are already in .*parts.csv, so"):
+        read_sets([table, parts[1]], MosConfig())
+
+
 @pytest.mark.parametrize("text", ["1-5", "5..1", "1..", "1..inf", "auto,x"])
 def test_a_range_that_is_none_is_refused_with_the_recipe(text: str) -> None:
     with pytest.raises(RecipeError, match="must be auto, or two rising numbers such as 1..5"):
         load_recipe(None, [f"mos.range={text}"])
     with pytest.raises(RecipeError, match="mos.better: best; must be higher or lower"):
         Recipe(mos=MosConfig(better="best"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["mos.fraction=0"], "mos.fraction is 0, so no human score would be used"),
+        (["mos.weight=0"], "mos.weight is 0, so no human score would be used"),
+        (["mos.fraction=0.2", "train.steps=4"], "mos.fraction 0.2 of 4 steps is less than one step, so no human score"),
+        (["mos.fraction=1"], "mos.fraction 1 leaves no step for votes; .* with 'evoprompt train'"),
+    ],
+)
+def test_a_mixed_run_that_would_not_learn_from_both_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_mixture(load_recipe(None, settings))
+    check_mixture(load_recipe(None, ["mos.fraction=0.25", "train.steps=4"]))
 
 
 def _ready(chosen: MosSet, heldout: set[str] | None = None, control: str = "none") -> MosImages:

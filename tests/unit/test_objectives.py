@@ -9,7 +9,7 @@ from scipy.stats import norm
 from evoprompt.config import MosConfig, TrainConfig
 from evoprompt.objectives import mos_loss, mos_preferences, rating_fidelity
 from evoprompt.soft_labels import soft_labels
-from evoprompt.thurstone import level_moments, prefer_z
+from evoprompt.thurstone import fidelity_loss, level_moments, prefer_z
 
 VALUES = torch.arange(1.0, 6.0)
 PAIRS = torch.tensor([[0, 1], [1, 2], [3, 0], [2, 3]])
@@ -191,6 +191,16 @@ def test_preferences_of_people_know_ties_and_sure_scores():
     assert mos_preferences(mos, torch.zeros(3), pairs).tolist() == [0.5, 1.0, 0.0]
     wanted = [0.5, norm.cdf(2 / math.hypot(0.6, 0.8)), norm.cdf(-2 / math.hypot(0.6, 0.8))]
     assert mos_preferences(mos, torch.tensor([0.6, 0.6, 0.8]), pairs).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("gap", [1.0, 5.0, 7.0])
+def test_sure_preferences_count_alike_in_either_order(gap):
+    mos, std = torch.tensor([1.0, 1.0 + gap]), torch.tensor([0.6, 0.8], dtype=torch.float64)
+    up, down = (mos_preferences(mos, std, torch.tensor([pair])) for pair in ((1, 0), (0, 1)))
+    assert 1 - up.item() == pytest.approx(norm.sf(gap), abs=1e-15)
+    z = torch.tensor([2.0])
+    assert fidelity_loss(z, up).item() == pytest.approx(fidelity_loss(-z, down).item(), rel=1e-6)
+    assert fidelity_loss(torch.tensor([gap]), up).item() == pytest.approx(0, abs=1e-14)
 
 
 def test_preferences_of_people_do_not_depend_on_the_scale():

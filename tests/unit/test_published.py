@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_original_pipeline_computed_step_by_step(photos:
         image = Image.open(path).convert("RGB")
         scale = S / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-        left, top = (image.width - S) // 2, (image.height - S) // 2
+        left, top = round((image.width - S) / 2), round((image.height - S) / 2)
         pixels = torch.from_numpy(np.array(image.crop((left, top, left + S, top + S)))).permute(2, 0, 1)[None] / 255
         prompted = (pixels + _straightforward("border", 12, values)).clamp(0, 1)
         with torch.no_grad():
@@ -185,6 +185,26 @@ def test_files_that_do_not_fit_or_could_run_something_are_refused(
         read_published(_save(values, tmp_path / "visual_prompt.pth"), config, NANO, "nano", "rate")
     assert message in str(caught.value)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "known"),
+    [
+        (b"", "(0 bytes)"),
+        (b"hello", "(5 bytes; it begins with 'hello')"),
+        (np.random.default_rng(0).bytes(400), "(400 bytes)"),
+        (b"\x80\x02}q\x00(X\x05\x00\x00\x00patc", "(15 bytes)"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "begins with '<!DOCTYPE html><html><bo')"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "begins with 'version https://git-lfs.')"),
+    ],
+)
+def test_a_broken_file_gets_one_sentence_and_no_advice_to_run_it(content: bytes, known: str, tmp_path: Path) -> None:
+    file = tmp_path / "visual_prompt.pth"
+    file.write_bytes(content)
+    result = CliRunner().invoke(main, ["prompt", "import", str(file), "--kind", "border", "-o", str(tmp_path / "p")])
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert known in result.stderr and "weights_only" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and not (tmp_path / "p").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -116,6 +116,18 @@ def test_images_without_a_row_are_named(tmp_path: Path) -> None:
         ("image,score,kind\na.png,1,magic\n", "line 2: kind 'magic' is not known; use one of bare, votes"),
         ("image,score,mos,mos_range\na.png,1,2,5\n", "column 'mos_range': '5' is not a scale; write its ends as 1..5"),
         (
+            "image,score,mos,std\na.png,1,2,0.1\nb.png,1,3,-0.1\n",
+            "column 'std' has 1 cells that are no finite numbers of at least 0: line 3 '-0.1'. Correct them.",
+        ),
+        (
+            "image,score,p_bad,p_poor,p_fair,p_good,p_excellent\na.png,1,-0.1,0.5,0.6,0,0\n",
+            "column 'p_bad' has 1 cells that are no finite numbers of at least 0: line 2 '-0.1'. Correct them",
+        ),
+        (
+            "image,score,p_bad,p_poor,p_fair,p_good,p_excellent\na.png,1,1,0,0,0,0\nb.png,1,0,0,0,0,0\n",
+            "has 1 row whose level probabilities are all 0: line 3. Correct them, or leave p_bad to p_excellent empty",
+        ),
+        (
             "image,prompt,score,mos\na,p,1,1\nb,p,2,2\na,q,1,2\nb,q,2,1\n",
             "p and q have different human scores of 2 images: a; b. Give every image one",
         ),

@@ -75,9 +75,10 @@ def test_fidelity_has_its_known_values(z, target, value):
 
 
 @pytest.mark.parametrize("target", [0.0, 1e-6, 0.3, 1.0])
-@pytest.mark.parametrize("z", [-1000.0, -40.0, -12.0, 0.0, 12.0, 40.0, 1000.0])
-def test_fidelity_and_its_gradient_are_finite_everywhere(z, target):
-    point = torch.tensor([z], requires_grad=True)
+@pytest.mark.parametrize("z", [-1e30, -1e19, -1000.0, -40.0, -12.0, 0.0, 12.0, 40.0, 1000.0, 1e19, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fidelity_and_its_gradient_are_finite_everywhere(dtype, z, target):
+    point = torch.tensor([z], requires_grad=True, dtype=dtype)
     loss = fidelity_loss(point, torch.tensor([target]))
     (gradient,) = torch.autograd.grad(loss.sum(), point)
     assert 0 <= loss.item() <= 1 and math.isfinite(gradient.item())

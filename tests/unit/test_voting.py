@@ -10,9 +10,20 @@ import torch
 from conftest import SIDE, ScriptedJudge, base_picture
 
 from evoprompt.config import VoteConfig
-from evoprompt.errors import RecipeError
+from evoprompt.errors import RecipeError, RunError
 from evoprompt.judge import preference_logits
-from evoprompt.voting import Seen, Vote, check_vote, collect_votes, count_votes, pairs_of, plan_groups, position_bias
+from evoprompt.voting import (
+    PseudoLabel,
+    Seen,
+    Vote,
+    check_vote,
+    collect_votes,
+    control_labels,
+    count_votes,
+    pairs_of,
+    plan_groups,
+    position_bias,
+)
 
 
 def _pixels(key: int) -> np.ndarray:
@@ -170,3 +181,12 @@ def test_many_draws_approach_the_exact_share() -> None:
 def test_wordings_and_views_that_a_judge_lacks_are_refused(vote: VoteConfig, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check_vote(vote, ScriptedJudge())
+
+
+def test_dealt_labels_come_from_another_pair_and_one_alone_is_refused() -> None:
+    labels = [PseudoLabel(k, k, k + 1, 0.9, k / 4, 0.9, 4, kept=k > 1) for k in range(4)]
+    told = control_labels(labels, "shuffled-labels", np.random.default_rng(0))
+    assert [label.target for label in told] == [0, 0.25, 0.75, 0.5] and [label.pair for label in told] == [0, 1, 2, 3]
+    with pytest.raises(RunError, match="one pair alone passed vote.min_confidence, so its label can be dealt to no o"):
+        control_labels(labels[:3], "shuffled-labels", np.random.default_rng(0))
+    assert control_labels(labels[:2], "shuffled-labels", np.random.default_rng(0)) == labels[:2]
