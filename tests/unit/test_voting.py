@@ -153,7 +153,7 @@ def test_each_source_is_drawn_as_often_as_the_recipe_says_whatever_else_is_asked
     pairs = pairs_of(np.arange(4))
 
     def drawn(*sources: str) -> list[Vote]:
-        return collect_votes(Seen(ScriptedJudge(), range(4), _pixels, 4), pairs, config, sources, (5, 1))
+        return collect_votes(Seen(ScriptedJudge(), [range(4)], _pixels, 4), pairs, config, sources, (5, 1))
 
     both = drawn("compare", "rate")
     for source in ("compare", "rate"):
