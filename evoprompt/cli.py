@@ -10,8 +10,8 @@ import click
 from evoprompt import __version__
 from evoprompt.compare_commands import aggregate, compare, continual, evaluate
 from evoprompt.data_commands import data
-from evoprompt.errors import EvopromptError
-from evoprompt.options import INTERRUPTED, fail
+from evoprompt.errors import INTERRUPTED, EvopromptError
+from evoprompt.options import fail
 from evoprompt.prompt_commands import prompt
 from evoprompt.run_commands import evolve, report, resume, train
 from evoprompt.score_commands import score

@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from evoprompt.errors import RecipeError, listed
+from evoprompt.errors import RecipeError, counted, listed
 
 
 def opt(default: Any, help: str, *, within: str = "", horizon: bool = False) -> Any:
@@ -207,7 +207,7 @@ class Recipe:
         problems = [f"{key.name}: {p}" for key in describe_keys() if (p := convert(values[key.name], key)[1])]
         problems = problems or [f"{key}: {problem}" for key, _, problem in contradictions(values)]
         if problems:
-            raise RecipeError(f"the recipe has {count(problems)}: {listed(problems)}.")
+            raise RecipeError(f"the recipe has {counted(len(problems), 'problem')}: {listed(problems)}.")
 
     def flat(self) -> dict[str, Any]:
         """Every key under its dotted name, such as ``train.lr``."""
@@ -376,11 +376,6 @@ def shown(value: Any) -> str:
     """A value in YAML; JSON is YAML, but most words need no quotes."""
     word = isinstance(value, str) and re.fullmatch(r"(?!(?i:null|true|false)$)[A-Za-z][\w./@-]*", value)
     return str(value) if word else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def count(problems: Sequence[Any]) -> str:
-    """How many problems, in words."""
-    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 
 class EvopromptError(Exception):
     """A problem the user can act on; the command line prints it as one line, without a traceback."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -83,9 +83,6 @@ class Health:
         return {name: value for name, value in asdict(self).items() if math.isfinite(value)}
 
 
-MEASURES = tuple(field.name for field in fields(Health))
-
-
 @dataclass(frozen=True)
 class Part:
     """What one process does of a panel at a time: images to be rated, and pairs (P, 2) of them to be asked about.
@@ -149,9 +146,7 @@ class Reading:
 
     def agreements(self, labels: Sequence[PseudoLabel]) -> np.ndarray:
         """Whether these scores order each pair as its pseudo-label does: 1, 0, or 0.5 for a tie, (P,)."""
-        gap = np.array([self.scores[label.a] - self.scores[label.b] for label in labels])
-        sign = np.sign([label.share - 0.5 for label in labels])
-        return np.asarray((np.sign(gap) * sign + 1) / 2)
+        return _agreements(self.scores, labels)
 
     def ladder_by_image(self) -> np.ndarray:
         """Share of each degraded image's ladder steps that the ratings order rightly, (I,)."""
@@ -266,8 +261,8 @@ def read_panel(
         **dict(zip(("position_bias", "swap_consistency"), position_bias(votes), strict=True)),
         triad_consistency=_triads(panel.groups, labels),
         kept_fraction=float(np.mean([label.kept for label in labels])),
-        agree_compare=_agreement(by_key, count_votes(votes, vote, ("compare",))),
-        agree_rate=_agreement(by_key, count_votes(votes, vote, ("rate",))),
+        agree_compare=float(_agreements(by_key, count_votes(votes, vote, ("compare",))).mean()),
+        agree_rate=float(_agreements(by_key, count_votes(votes, vote, ("rate",))).mean()),
         **_spread(np.array([by_key[int(i)] for i in panel.images])),
     )
     return Reading(health, by_key, labels, votes, rungs(panel.chains, voted, rated), panel.chains)
@@ -393,10 +388,10 @@ def _rated_right(scores: dict[int, float], pairs: np.ndarray) -> np.ndarray:
     return np.asarray((np.sign(gap) + 1) / 2)
 
 
-def _agreement(scores: dict[int, float], labels: list[PseudoLabel]) -> float:
+def _agreements(scores: Mapping[int, float], labels: Sequence[PseudoLabel]) -> np.ndarray:
     gap = np.array([scores[label.a] - scores[label.b] for label in labels])
     sign = np.sign([label.share - 0.5 for label in labels])
-    return float(np.mean((np.sign(gap) * sign + 1) / 2))
+    return np.asarray((np.sign(gap) * sign + 1) / 2)
 
 
 def _triads(groups: list[np.ndarray], labels: list[PseudoLabel]) -> float:

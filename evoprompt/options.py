@@ -37,7 +37,6 @@ PATH = click.Path(path_type=Path)
 OUT_FILE = _Out(path_type=Path, dir_okay=False)
 OUT_FOLDER = _Out(path_type=Path, file_okay=False)
 SOME_UNUSABLE = 3
-INTERRUPTED = 130
 PROMPT_HELP = "Run folder, prompt folder, Hub id, owl2-nano (in the package), or none for the bare judge."
 
 

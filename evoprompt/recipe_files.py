@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from evoprompt.config import Key, Recipe, contradictions, convert, count, describe_keys, nest, sections
-from evoprompt.errors import RecipeError
+from evoprompt.config import Key, Recipe, contradictions, convert, describe_keys, nest, sections
+from evoprompt.errors import RecipeError, counted
 
 _Given = tuple[str, str, yaml.Node]  # line or override, dotted name, value
 
@@ -63,7 +63,7 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
         width = max(len(where) for where, _ in problems)
         title = "the recipe" if source is None else f"recipe {str(source)!r}"
         lines = [f"  {where:<{width}}  {text}" for where, text in problems]
-        raise RecipeError("\n".join([f"{title} has {count(problems)}:", *lines]))
+        raise RecipeError("\n".join([f"{title} has {counted(len(problems), 'problem')}:", *lines]))
     parts = sections()
     return Recipe(**{k: parts[k](**v) if k in parts else v for k, v in nest(values).items()})
 

@@ -9,7 +9,7 @@ import click
 
 from evoprompt.catalogue import Catalogue, index_file
 from evoprompt.config import Recipe
-from evoprompt.errors import listed
+from evoprompt.errors import INTERRUPTED, listed
 from evoprompt.evolution import TABLE_HEAD
 from evoprompt.images import ImageSet, scan_images
 from evoprompt.judge import NANO, OwlJudge, load_judge
@@ -20,8 +20,6 @@ from evoprompt.report import verdict, write_report
 from evoprompt.scoring import judge_for
 from evoprompt.tracking import Console, Mirror, start_mirror
 from evoprompt.voting import check_vote
-
-INTERRUPTED = 130
 
 
 def open_images(sources: Sequence[Path], skip: bool, console: Console) -> ImageSet:

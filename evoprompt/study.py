@@ -237,17 +237,12 @@ def read_plan(out: Path) -> dict[str, Any]:
 
 def _seen(judge: Judge, plan: Plan, block: int) -> Seen:
     """The images of a set, rows first, references after them, each encoded when it is first asked about."""
-    paths = [*plan.data.paths, *(_reference_keys(plan.data) if plan.data.references else {})]
+    paths = [*plan.data.paths, *plan.data.reference_keys]
 
     def pixels(key: int) -> np.ndarray:
         return fit_image(read_image(paths[key]), judge.family.fit, judge.image_size, judge.family.views)
 
     return Seen(judge, [range(len(paths))], pixels, block)
-
-
-def _reference_keys(data: StudySet) -> dict[Path, int]:
-    """Keys of the distinct references: the numbers after the images."""
-    return {path: len(data.paths) + k for k, path in enumerate(dict.fromkeys(data.references or ()))}
 
 
 def _ask(judge: Judge, seen: Seen, plan: Plan, said: Script, batch: Sequence[Answer]) -> list[Answer]:
@@ -281,12 +276,11 @@ def _tokens(seen: Seen, plan: Plan, system: System, batch: Sequence[Answer]) -> 
 
 def _shown(plan: Plan, system: System, blank: Answer) -> list[int]:
     """Keys of all images of a presentation in the order of their marks: example first, references before images."""
-    keys = _reference_keys(plan.data)
 
     def with_reference(images: Sequence[int]) -> list[int]:
         if not system.full_reference or plan.data.references is None:
             return list(images)
-        return [keys[plan.data.references[images[0]]], *images]
+        return [plan.data.reference_keys[plan.data.references[images[0]]], *images]
 
     example = with_reference(plan.examples.shown[system.procedure]) if system.strategy == "context" else []
     return [*example, *with_reference(blank.images)]

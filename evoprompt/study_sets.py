@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class StudySet:
     std: NDArray[np.float64] | None = None
     groups: tuple[str, ...] | None = None
     references: tuple[Path, ...] | None = None
+
+    @cached_property
+    def reference_keys(self) -> dict[Path, int]:
+        """Keys of the distinct references: the numbers after the images."""
+        return {path: len(self.paths) + k for k, path in enumerate(dict.fromkeys(self.references or ()))}
 
     def take(self, rows: Sequence[int]) -> StudySet:
         """Some rows of the set, in the order given."""

@@ -58,12 +58,6 @@ def prefer_z(mean_a: Tensor, mean_b: Tensor, var_a: Tensor, var_b: Tensor, gamma
     return (mean_a - mean_b) / torch.sqrt(var_a + var_b + gamma)
 
 
-def prefer_probability(mean_a: Tensor, mean_b: Tensor, var_a: Tensor, var_b: Tensor, gamma: float) -> Tensor:
-    """Probability that the first image is preferred, Phi of ``prefer_z`` with the same arguments, in [0, 1]."""
-    # Through log Phi, because ndtr itself is 0 in float32 from z = -5.5 on.
-    return torch.exp(torch.special.log_ndtr(_precise(prefer_z(mean_a, mean_b, var_a, var_b, gamma))))
-
-
 def fidelity_loss(z: Tensor, target: Tensor) -> Tensor:
     """One minus the fidelity between predicted and target preference, one value a pair (Tsai et al. 2007).
 
