@@ -248,7 +248,7 @@ def resume(
     with _held(lambda: Run.open(path), path) as run:
         recipe = load_recipe(path / "recipe.yaml", settings)
         recipe = recipe if rounds is None else replace(recipe, rounds=rounds)
-        _same_recipe(run, recipe)
+        check_recipe(path, run.record, recipe)
         done = len(run.rounds()) - 1
         if recipe.rounds < done:
             raise StartError(f"{path} already has {done} rounds; {recipe.rounds} is fewer. Rounds can only be added.")
@@ -341,19 +341,28 @@ def _go(evolution: Evolution, mirror: Mirror | None) -> None:
         ) from error
 
 
-def _same_recipe(run: Run, recipe: Recipe) -> None:
-    """Check that what is to be continued has the recipe it was started with, but for keys that do not define a run."""
-    if recipe.fingerprint() == run.record["fingerprint"]:
+def check_recipe(path: Path, record: Mapping[str, Any], recipe: Recipe) -> None:
+    """Check that a run is continued with the recipe it was started with, but for keys that do not define a run.
+
+    Args:
+        path: the run directory.
+        record: its ``run.json``.
+        recipe: to go on with.
+
+    Raises:
+        StartError: when other keys differ; it lists them.
+    """
+    if recipe.fingerprint() == record["fingerprint"]:
         return
     changed = ["recipe.yaml was changed"]
-    if "recipe" in run.record:
+    if "recipe" in record:
         # A key that came into being since the run was started had its default.
-        was = {**{key.name: key.default for key in describe_keys()}, **run.record["recipe"]}
+        was = {**{key.name: key.default for key in describe_keys()}, **record["recipe"]}
         changed = [f"{k}: {shown(was[k])} -> {shown(v)}" for k, v in recipe.identity().items() if was[k] != v]
     if changed:
         raise StartError(
-            f"{run.path} was started with another recipe: {listed(changed)}. Set that back, or start a new run from "
-            f"its prompt with --init-prompt {run.path}."
+            f"{path} was started with another recipe: {listed(changed)}. Set that back, or start a new run from "
+            f"its prompt with --init-prompt {path}."
         )
 
 

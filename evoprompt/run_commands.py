@@ -196,12 +196,14 @@ def _run_on(
 @click.option("--force", is_flag=True, help="Go on with a judge whose votes are at chance.")
 def resume(run: Path, rounds: int | None, settings: tuple[str, ...], force: bool) -> None:
     """Continue an interrupted run, or extend a finished one."""
+    from evoprompt.lifecycle import check_recipe
     from evoprompt.runs import read_record
     from evoprompt.tracking import Console
 
     record = read_record(run)
     settings = settings if rounds is None else (*settings, f"rounds={rounds}")
     recipe = load_recipe(run / "recipe.yaml", settings)
+    check_recipe(run, record, recipe)
     if record["status"] == "finished" and recipe.rounds == record["rounds"]:
         Console().say(f"{run} is finished: {record['rounds']} rounds. Extend it with --rounds.")
         return
