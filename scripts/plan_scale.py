@@ -1,4 +1,4 @@
-"""Plan large runs of mPLUG-Owl2 7B with the function behind `evolve --dry-run`, and print the table of docs/scale.md.
+"""Plan large runs of mPLUG-Owl2 7B with the function behind `evolve --dry-run`, and print the tables of docs/scale.md.
 
     python scripts/plan_scale.py
 
@@ -18,6 +18,12 @@ COSTS = Costs(Owl2Config(), 2)
 HELD_OUT = 300
 A_ROUND = 20_000
 TFLOPS = 300.0
+# Recipe, an override of it, images, and the views that the judge's family rates.
+SHARED = (
+    ("label-free", "pairs.heldout=0.03", 10_000, 1),
+    ("nano", "", 64, 4),
+    ("label-free", "pairs.per_round=20000", 500, 1),
+)
 
 
 def every_image_once(images: int) -> list[str]:
@@ -58,5 +64,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def sharing() -> str:
+    """The views that the process with most to do encodes: what a second round adds to a first."""
+    processes = (1, 2, 4, 8, 32)
+    lines = [
+        f"| recipe | images | | 1 process | {' | '.join(map(str, processes[1:]))} |",
+        "|---|--:|---|" + "--:|" * len(processes),
+    ]
+    for name, key, images, views in SHARED:
+        title = f"{name}, `{key}` | {images:,}" if key else f"{name} | {images:,}"
+        for part, what in (("panel", "a look at the panel"), ("votes", "votes of a round")):
+            cells = []
+            for n in processes:
+                rounds = (load_recipe(name, [*([key] if key else []), f"rounds={r}"]) for r in (1, 2))
+                first, both = (getattr(plan_run(r, images, views, processes=n), part).encoded for r in rounds)
+                cells.append(f"{both - first:,.0f}")
+            lines.append(f"| {title} | {what} | {' | '.join(cells)} |")
+            title = "|"
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), sharing(), sep="\n\n")

@@ -230,4 +230,5 @@ def test_the_table_of_the_documentation_is_what_the_planner_says() -> None:
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.table() in (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert script.table() in page and script.sharing() in page
